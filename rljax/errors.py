@@ -1,0 +1,20 @@
+"""The one exception for what a user can put right, and how to name the nearest valid spelling."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input: a config, a file, a user's function. Commands print it as one line."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: the closest valid one if there is any, then all of them.
+
+    >>> nearest("lenght", ["length", "kl"])
+    'did you mean "length"? (valid: kl, length)'
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    hint = f'did you mean "{close[0]}"? ' if close else ""
+    return f"{hint}(valid: {', '.join(valid)})"

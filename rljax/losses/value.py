@@ -1,0 +1,37 @@
+"""Value losses, token by token."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rljax.types import Experience
+
+
+def clipped_value_loss(
+    values: Float[Array, "B T"],
+    old_values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    *,
+    clip: float | None = 0.5,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """½·max((v − R)², (v_old + clamp(v − v_old, ±clip) − R)²), and 1 where the clip decided.
+
+    ``clip`` is in units of the return; None leaves the plain half square.
+    Source: the value clipping of OpenAI baselines' PPO2.
+    """
+    free = jnp.square(values - returns)
+    if clip is None:
+        return 0.5 * free, jnp.zeros_like(values)
+    held = jnp.square(old_values + jnp.clip(values - old_values, -clip, clip) - returns)
+    return 0.5 * jnp.maximum(free, held), (held > free).astype(jnp.float32)
+
+
+def explained_variance(experience: Experience) -> Float[Array, ""]:
+    """1 − Var(R − v) / Var(R) over the action tokens: 1 is a perfect critic, 0 a constant one."""
+    weights = experience.mean_weights
+
+    def variance(x):
+        return jnp.sum(weights * jnp.square(x - jnp.sum(weights * x)))
+
+    total = variance(experience.returns)
+    residual = variance(experience.returns - experience.values)
+    return jnp.where(total > 0, 1.0 - residual / jnp.maximum(total, 1e-8), 0.0)

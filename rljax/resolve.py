@@ -1,0 +1,122 @@
+"""From a config's node to a function, and to its arguments.
+
+A node is ``{fn: name, keyword: value, ...}`` or just a name. The name is one of a module's public
+functions, or ``my_module:my_function``, found from the working directory or an installed package.
+The keywords are the function's own, so that nothing is declared twice.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import pydantic
+
+from rljax.errors import UserError, nearest
+
+Node = str | Mapping[str, Any]
+
+
+def split(node: Node, where: str) -> tuple[str, dict[str, Any]]:
+    """A node's function name and keywords."""
+    if isinstance(node, str):
+        return node, {}
+    if not isinstance(node, Mapping) or not isinstance(node.get("fn"), str):
+        raise UserError(f"{where}: expected a function's name or {{fn: name, ...}}, got {node!r}")
+    return node["fn"], {k: v for k, v in node.items() if k != "fn"}
+
+
+def function(name: str, builtins: ModuleType, where: str) -> Callable:
+    """The function of a name: public in ``builtins``, or ``module:function`` of the user's own."""
+    if ":" not in name:
+        if name not in builtins.__all__:
+            raise UserError(
+                f'{where}: unknown function "{name}"; {nearest(name, builtins.__all__)}, '
+                "or your own as my_module:my_function"
+            )
+        return getattr(builtins, name)
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'{where}: cannot import "{module_name}" of "{name}": {reason}') from error
+    if not callable(getattr(module, attribute, None)):
+        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise UserError(
+            f'{where}: no function "{attribute}" in {module_name}; {nearest(attribute, public)}'
+        )
+    return getattr(module, attribute)
+
+
+def arguments(
+    fn: Callable,
+    given: Mapping[str, Any],
+    *,
+    context: Mapping[str, Any],
+    where: str,
+    builtins: ModuleType | None = None,
+) -> dict[str, Any]:
+    """Checks ``given`` against the keywords of ``fn``, and returns them converted to its types.
+
+    A parameter without a default that is not given is taken from ``context`` (what a run knows:
+    its tokenizer, its length band, …). A value that is itself a node of ``builtins`` is called
+    first. Raises ``UserError`` for an unknown keyword, a wrong type, or one that is missing.
+    """
+    parameters = {
+        name: p
+        for name, p in inspect.signature(fn).parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
+    hints = typing.get_type_hints(fn)
+    resolved = {}
+    for name, value in given.items():
+        if name not in parameters:
+            raise UserError(f'{where}: unknown key "{name}"; {nearest(name, parameters)}')
+        if builtins is not None and isinstance(value, Mapping) and "fn" in value:
+            resolved[name] = call(value, builtins, context=context, where=f"{where}.{name}")
+        else:
+            resolved[name] = _convert(value, hints.get(name, Any), f"{where}.{name}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in resolved and name in context:
+            resolved[name] = context[name]
+    return resolved
+
+
+def call(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Any:
+    """Calls a node's function with its keywords."""
+    name, given = split(node, where)
+    fn = function(name, builtins, where)
+    kwargs = arguments(fn, given, context=context, where=where, builtins=builtins)
+    try:
+        inspect.signature(fn).bind(**kwargs)
+    except TypeError as error:
+        raise UserError(f"{where}: {name}: {error}") from error
+    return fn(**kwargs)
+
+
+def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Callable:
+    """A node's function with its keywords bound; what is positional stays open."""
+    name, given = split(node, where)
+    fn = function(name, builtins, where)
+    kwargs = arguments(fn, given, context=context, where=where, builtins=builtins)
+    return functools.partial(fn, **kwargs)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    try:
+        adapter = pydantic.TypeAdapter(
+            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+        )
+    except pydantic.PydanticSchemaGenerationError:
+        return value  # a type that pydantic does not know is the function's own business
+    try:
+        return adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{where}: {error.errors()[0]['msg'].lower()}, got {value!r}") from error

@@ -1,0 +1,6 @@
+"""Rewards: functions ``reward(rollout) -> [B]``, one number per response, compiled into the step."""
+
+from rljax.rewards.combine import weighted_sum
+from rljax.rewards.verifiers import answer_match
+
+__all__ = ["answer_match", "weighted_sum"]

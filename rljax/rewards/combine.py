@@ -1,0 +1,52 @@
+"""Several rewards as one, each measured by its name."""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rljax.errors import UserError
+from rljax.types import Metrics, Reward, Rollout
+
+
+def weighted_sum(
+    rewards: Mapping[str, Reward], weights: Mapping[str, float]
+) -> Callable[[Rollout], tuple[Float[Array, " B"], Metrics]]:
+    """Σ weight · reward, with the mean and std of each, and how many values were not finite.
+
+    Args:
+      rewards: functions of a rollout, by name, each returning one number per response.
+      weights: by the same names; 1 where a name is missing.
+
+    Raises:
+      UserError: (when traced) a reward raises, or returns another shape than [B].
+    """
+
+    def score(rollout: Rollout):
+        total = jnp.zeros(rollout.tokens.shape[0])
+        metrics = {}
+        for name, reward in rewards.items():
+            values = _call(name, reward, rollout)
+            metrics[f"rewards/{name}/mean"] = values.mean()
+            metrics[f"rewards/{name}/std"] = values.std()
+            metrics[f"rewards/{name}/nonfinite"] = (~jnp.isfinite(values)).sum()
+            total += weights.get(name, 1.0) * values
+        return total, metrics
+
+    return score
+
+
+def _call(name: str, reward: Reward, rollout: Rollout) -> Float[Array, " B"]:
+    try:
+        values = reward(rollout)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'reward "{name}" raised {type(error).__name__}: {error}') from error
+    rows = rollout.tokens.shape[0]
+    if jnp.shape(values) != (rows,):
+        raise UserError(
+            f'reward "{name}" must return one number per response, shape ({rows},); '
+            f"it returned shape {jnp.shape(values)}"
+        )
+    return jnp.asarray(values, jnp.float32)

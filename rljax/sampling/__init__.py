@@ -1,0 +1,6 @@
+"""Sampling from a policy, compiled into the step."""
+
+from rljax.sampling.filters import make_filter, min_p, top_k, top_p
+from rljax.sampling.sampler import sample
+
+__all__ = ["make_filter", "min_p", "sample", "top_k", "top_p"]

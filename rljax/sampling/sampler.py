@@ -1,0 +1,120 @@
+"""Sampling inside the compiled step: prefill once per prompt, then decode until every row ends."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from rljax.models.transformer import Cache, extend_cache
+from rljax.sharding import spread_rows
+from rljax.types import Model, Params, Prompts, Rollout
+
+
+class Decoding(NamedTuple):
+    """The carry of the decode loop; S = prompt + response columns."""
+
+    drawn: Int[Array, ""]  # tokens drawn so far
+    tokens: Int[Array, "B S"]
+    logprobs: Float[Array, "B S"]
+    action_mask: Array
+    ended: Array  # [B]: an EOS was drawn
+    logits: Float[Array, "B V"]  # of the next token
+    cache: Cache
+
+
+def sample(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    key: PRNGKeyArray,
+    *,
+    max_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    group_size: int = 1,
+    temperature: float | Float[Array, " B"] = 1.0,
+    filter: Callable[[Array], Array] = lambda logits: logits,
+) -> Rollout:
+    """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.
+
+    Prompts are prefilled once and their caches shared by the group. The loop ends when every row
+    has drawn an EOS. Row i's token n is drawn with the key folded by i and n alone, so that it
+    does not depend on its neighbours, the mesh, or the number of hosts.
+
+    Args:
+      key: one per step.
+      eos_ids: every id that ends a response; the EOS is part of it.
+      temperature: one for all rows or one each; 0 takes the most probable token. The log-probs
+        are of softmax(logits / temperature), before the filter (for temperature 0: of 1).
+      filter: logits -> logits, such as ``make_filter(top_p=0.9)``, applied after the temperature.
+
+    Returns: a Rollout of B = P · group_size rows and T = prompt width + max_tokens columns.
+    """
+    count, width = prompts.tokens.shape
+    rows = count * group_size
+    repeat = lambda tree: jax.tree.map(  # noqa: E731
+        lambda x: spread_rows(jnp.repeat(x, group_size, axis=0)), tree
+    )
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (rows,))[:, None]
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+    eos = jnp.asarray(eos_ids)
+
+    hidden, cache = model.apply(params, prompts.tokens, prompts.mask, model.init_cache(count, width))
+    cache = extend_cache(cache, max_tokens, group_size)
+    room = [(0, 0), (0, max_tokens)]
+    prompt_mask = jnp.pad(repeat(prompts.mask), room)
+    zeros = jnp.zeros((rows, width + max_tokens))
+    start = Decoding(
+        drawn=jnp.int32(0),
+        tokens=jnp.pad(repeat(prompts.tokens), room, constant_values=pad_id),
+        logprobs=zeros,
+        action_mask=zeros.astype(bool),
+        ended=jnp.zeros(rows, bool),
+        logits=repeat(model.head(params, hidden[:, -1])),
+        cache=jax.tree.map(lambda x: spread_rows(x, axis=1), cache),
+    )
+
+    def proceed(state: Decoding):
+        return (state.drawn < max_tokens) & ~state.ended.all()
+
+    def decode(state: Decoding) -> Decoding:
+        scaled = state.logits / divisor
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.drawn)
+        drawn = jax.vmap(jax.random.categorical)(keys, filter(scaled))
+        token = jnp.where(temperature[:, 0] > 0, drawn, jnp.argmax(scaled, axis=-1))
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[:, None], axis=-1)
+        alive = ~state.ended
+        column = width + state.drawn
+
+        def put(array, new):
+            return jax.lax.dynamic_update_slice_in_dim(array, new[:, None], column, axis=1)
+
+        token = jnp.where(alive, token, pad_id).astype(state.tokens.dtype)
+        action_mask = put(state.action_mask, alive)
+        visible = prompt_mask | action_mask
+        hidden, cache = model.apply(params, token[:, None], visible, state.cache, column)
+        return Decoding(
+            drawn=state.drawn + 1,
+            tokens=put(state.tokens, token),
+            logprobs=put(state.logprobs, jnp.where(alive, logprob[:, 0], 0.0)),
+            action_mask=action_mask,
+            ended=state.ended | (alive & jnp.isin(token, eos)),
+            logits=model.head(params, hidden[:, 0]),
+            cache=cache,
+        )
+
+    end = jax.lax.while_loop(proceed, decode, start)
+    return spread_rows(
+        Rollout(
+            tokens=end.tokens,
+            mask=prompt_mask | end.action_mask,
+            action_mask=end.action_mask,
+            logprobs=end.logprobs,
+            truncated=~end.ended,
+            group=jnp.repeat(jnp.arange(count), group_size),
+            extras=repeat(prompts.extras),
+        )
+    )

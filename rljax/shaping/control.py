@@ -1,0 +1,81 @@
+"""Controllers: coefficients that adapt to what a run measures, their state in the TrainState.
+
+Wherever shaping takes a coefficient, a plain number or a controller will do.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rljax.errors import UserError
+from rljax.types import Controller
+
+
+class Adaptive(NamedTuple):
+    value: Float[Array, ""]
+
+
+class Drift(NamedTuple):
+    value: Float[Array, ""]
+    streak: Int[Array, ""]  # batches in a row: overlong counted up, calm counted down
+    changes: Int[Array, ""]  # how often the value has moved
+
+
+def fixed(value: float) -> Controller:
+    """A coefficient that stays as it is, and keeps no state."""
+    return Controller(
+        init=lambda: (), value=lambda _: jnp.float32(value), update=lambda state, *_: state
+    )
+
+
+def adaptive_kl(start: float = 0.001, *, target: float = 0.1, horizon: float = 10_000):
+    """β ← β·(1 + clip(KL/target − 1, ±0.2)·rows/horizon); ``horizon`` is in responses.
+
+    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
+    """
+    if start <= 0 or target <= 0 or horizon <= 0:
+        raise UserError("adaptive_kl: start, target and horizon must be positive")
+
+    def update(state: Adaptive, kl, rows: int) -> Adaptive:
+        error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+        return Adaptive(state.value * (1.0 + error * rows / horizon))
+
+    return Controller(lambda: Adaptive(jnp.float32(start)), lambda state: state.value, update)
+
+
+def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Controller:
+    """Moves from ``start`` towards ``limit`` by ``factor`` when ``window`` batches in a row run
+    overlong (measured > 0), and back by the same factor when as many in a row do not.
+
+    For a weight take factor > 1 and limit > start; for a maximum length factor < 1 and
+    limit < start. Raises ``UserError`` if the two disagree.
+    """
+    if window < 1 or start <= 0 or factor <= 0 or (factor > 1) != (limit > start) or factor == 1:
+        raise UserError(
+            "drift: needs window >= 1, start > 0, and limit on the side of start that factor moves "
+            f"to; got start={start}, limit={limit}, factor={factor}, window={window}"
+        )
+    low, high = min(start, limit), max(start, limit)
+
+    def init() -> Drift:
+        return Drift(jnp.float32(start), jnp.int32(0), jnp.int32(0))
+
+    def update(state: Drift, excess, rows: int) -> Drift:
+        del rows
+        run_up, run_down = jnp.maximum(state.streak, 0) + 1, jnp.minimum(state.streak, 0) - 1
+        streak = jnp.where(excess > 0, run_up, run_down)
+        tighten, relax = streak >= window, streak <= -window
+        scale = jnp.where(tighten, factor, jnp.where(relax, 1.0 / factor, 1.0))
+        value = jnp.clip(state.value * scale, low, high)
+        return Drift(
+            value,
+            jnp.where(tighten | relax, 0, streak),
+            state.changes + (value != state.value),
+        )
+
+    return Controller(init, lambda state: state.value, update)
+
+
+def as_controller(coefficient: float | Controller) -> Controller:
+    return coefficient if isinstance(coefficient, Controller) else fixed(coefficient)

@@ -1,0 +1,127 @@
+"""Length-aware shaping: what a response's length costs it, and how lengths are measured."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rljax.errors import UserError
+from rljax.masked import masked_mean
+from rljax.shaping.control import as_controller
+from rljax.shaping.scale import Magnitudes, bound_to_reward, init_magnitudes
+from rljax.types import Controller, Rollout, State, Transform
+
+CORRECT_ABOVE = 0.5  # a response counts as correct if its raw reward is higher
+
+
+def check_band(min_tokens: float, max_tokens: float) -> None:
+    """Raises ``UserError`` unless 0 <= min_tokens <= max_tokens."""
+    if not 0 <= min_tokens <= max_tokens:
+        raise UserError(
+            "a length band needs 0 <= min_tokens <= max_tokens; "
+            f"got min_tokens={min_tokens}, max_tokens={max_tokens}"
+        )
+
+
+def band_distance(
+    lengths: Int[Array, " B"], min_tokens: float | Array, max_tokens: float | Array
+) -> Float[Array, " B"]:
+    """Tokens between a length and the nearest edge of the band; 0 inside, edges included.
+
+    >>> band_distance(jnp.array([25, 30, 80, 90]), 30, 80).tolist()
+    [5.0, 0.0, 0.0, 10.0]
+    """
+    below, above = min_tokens - lengths, lengths - max_tokens
+    return jnp.maximum(jnp.maximum(below, above), 0).astype(jnp.float32)
+
+
+class BandState(NamedTuple):
+    weight: State
+    max_tokens: State
+    magnitudes: Magnitudes | tuple[()]
+
+
+def length_band(
+    min_tokens: int,
+    max_tokens: int | Controller,
+    weight: float | Controller = 0.3,
+    *,
+    scale_tokens: float | None = None,
+    cap: float | None = 1.0,
+    relative_to_reward: float | None = None,
+) -> Transform:
+    """Subtracts weight · min((d / scale_tokens)², cap), d the tokens outside [min, max].
+
+    Continuous at the band's edges and 0 inside. It is additive: with weight · cap below the
+    difference between a correct and a wrong reward, correct beats wrong at any length.
+
+    Args:
+      weight: in units of the reward; a number, or a controller that is told by how many tokens
+        the batch's mean length exceeds the configured maximum.
+      max_tokens: a number, or a controller told the same; its value is kept at ``min_tokens`` or
+        above, and overlong is always judged by where it started.
+      scale_tokens: the distance that costs one ``weight``; by default the width of the band.
+      cap: the most that a response can pay, in units of ``weight``; None for no bound.
+      relative_to_reward: if given, the batch's mean penalty is held to about this share of the
+        mean reward's magnitude, by a running estimate of both.
+
+    Returns metrics ``length_penalty_mean`` and ``length_overlong_tokens``, the excess of the mean.
+    """
+    weight_control, max_control = as_controller(weight), as_controller(max_tokens)
+    configured_max = float(max_control.value(max_control.init()))
+    check_band(min_tokens, configured_max)
+    scale = scale_tokens or max(configured_max - min_tokens, 1.0)
+    if scale <= 0 or (cap is not None and cap <= 0):
+        raise UserError(f"length_band: scale_tokens and cap must be positive; got {scale}, {cap}")
+
+    def init() -> BandState:
+        magnitudes = () if relative_to_reward is None else init_magnitudes()
+        return BandState(weight_control.init(), max_control.init(), magnitudes)
+
+    def apply(rewards, state: BandState, rollout: Rollout):
+        lengths = rollout.lengths
+        highest = jnp.maximum(max_control.value(state.max_tokens), min_tokens)
+        squared = jnp.square(band_distance(lengths, min_tokens, highest) / scale)
+        bounded = squared if cap is None else jnp.minimum(squared, cap)
+        penalty = weight_control.value(state.weight) * bounded
+        magnitudes = state.magnitudes
+        if relative_to_reward is not None:
+            penalty, magnitudes = bound_to_reward(
+                penalty, rewards.raw, magnitudes, share=relative_to_reward
+            )
+        excess = lengths.mean() - configured_max
+        rows = lengths.shape[0]
+        new_state = BandState(
+            weight_control.update(state.weight, excess, rows),
+            max_control.update(state.max_tokens, excess, rows),
+            magnitudes,
+        )
+        metrics = {"length_penalty_mean": penalty.mean(), "length_overlong_tokens": excess}
+        return rewards.replace(response=rewards.response - penalty), new_state, metrics
+
+    return Transform(init, apply)
+
+
+def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
+    """Measures the responses' lengths, in tokens, and changes nothing.
+
+    Metrics: ``length_mean``, ``length_std``, ``response_length_p95``, ``in_band_ratio``,
+    ``truncated_ratio`` (the budget ended it), ``length_correct_mean``, ``length_wrong_mean``.
+    """
+    check_band(min_tokens, max_tokens)
+
+    def apply(rewards, state: State, rollout: Rollout):
+        lengths = rollout.lengths.astype(jnp.float32)
+        correct = rewards.raw > CORRECT_ABOVE
+        metrics = {
+            "length_mean": lengths.mean(),
+            "length_std": lengths.std(),
+            "response_length_p95": jnp.percentile(lengths, 95),
+            "in_band_ratio": (band_distance(rollout.lengths, min_tokens, max_tokens) == 0).mean(),
+            "truncated_ratio": rollout.truncated.mean(),
+            "length_correct_mean": masked_mean(lengths, correct),
+            "length_wrong_mean": masked_mean(lengths, ~correct),
+        }
+        return rewards, state, metrics
+
+    return Transform(init=lambda: (), apply=apply)

@@ -1,0 +1,135 @@
+"""Every contract of rljax: the arrays that flow through a step, and the functions that it is made of.
+
+**The row rule.** B = prompts × group size, the rows of one prompt adjacent. T = prompt + response
+columns; prompts are padded on the left, so that every row's response begins at the same column.
+Column t of any [B, T] array concerns *emitting* ``tokens[:, t]``: ``logprobs[:, t]`` is
+log π(tokens[t] | tokens[<t]), and ``values[:, t]`` is V of the state *before* token t.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Params = Any  # a tree of arrays
+State = Any  # a tree of arrays that a stateful transform carries in the TrainState
+Metrics = dict[str, Array]  # scalars; they stay on the device until they are logged
+
+
+@struct.dataclass
+class Prompts:
+    """P prompts of one step, padded on the left to the same width."""
+
+    tokens: Int[Array, "P W"]
+    mask: Bool[Array, "P W"]  # real tokens
+    extras: dict[str, Array]  # what the data set gives a reward; text columns as tokens, −1 padded
+
+
+@struct.dataclass
+class Rollout:
+    """B sampled responses behind their prompts."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]  # real tokens: prompt and response
+    action_mask: Bool[Array, "B T"]  # tokens the policy chose, EOS included
+    logprobs: Float[Array, "B T"]  # of the sampling policy, 0 outside the action mask
+    truncated: Bool[Array, " B"]  # the budget ended it, not EOS
+    group: Int[Array, " B"]  # index of the row's prompt
+    extras: dict[str, Array]  # the prompts' extras, one row per response
+    ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
+    values: Float[Array, "B T"] | None = None  # of the value model
+
+    @property
+    def lengths(self) -> Int[Array, " B"]:
+        """Response lengths in tokens: those the policy chose, the closing EOS included."""
+        return self.action_mask.sum(axis=-1)
+
+
+@struct.dataclass
+class Rewards:
+    """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays for the logs."""
+
+    raw: Float[Array, " B"]  # the task's own reward
+    response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token
+    token: Float[Array, "B T"]  # what is earned token by token, such as a KL penalty
+
+
+@struct.dataclass
+class Experience:
+    """B rows to learn from. Supervised rows have no more than tokens and masks."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    action_mask: Bool[Array, "B T"]  # the tokens that the loss is over
+    logprobs: Float[Array, "B T"] | None = None  # of the policy before the update
+    values: Float[Array, "B T"] | None = None  # of the value model before the update
+    advantages: Float[Array, "B T"] | None = None
+    returns: Float[Array, "B T"] | None = None
+    loss_weights: Float[Array, "B T"] | None = None  # a loss is Σ weight · token loss
+    mean_weights: Float[Array, "B T"] | None = None  # a token mean is Σ weight · x
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step reads and writes, arrays only, so that a checkpoint of it is complete."""
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    params: dict[str, Params]  # trained, by role: policy, value
+    frozen: dict[str, Params]  # never trained, by role: reference
+    opt_state: State
+    shaping: State  # of every stage of the shaping chain, by its name
+
+
+class Model(NamedTuple):
+    """A network as pure functions over a parameter tree.
+
+    ``head`` maps hidden states to logits [..., V] (a language model) or to numbers [...] (a value
+    model). ``axes`` names the logical axes of every parameter; ``rljax.sharding`` places them.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[..., Any]  # (params, tokens, mask) -> hidden; with a cache: (hidden, cache)
+    head: Callable[[Params, Array], Array]
+    init_cache: Callable[[int, int], Any]  # (rows, columns) -> an empty key-value cache
+    axes: Params  # a tree like the parameters, of tuples of names
+
+
+class Transform(NamedTuple):
+    """A stateful change of the rewards, after optax's pattern: ``init`` makes the state, and
+    ``apply(rewards, state, rollout)`` returns (rewards, state, metrics)."""
+
+    init: Callable[[], State]
+    apply: Callable[[Rewards, State, Rollout], tuple[Rewards, State, Metrics]]
+    needs_reference: bool = False  # reads rollout.ref_logprobs
+
+
+class Controller(NamedTuple):
+    """A coefficient that adapts to what is measured: pure functions over its state."""
+
+    init: Callable[[], State]
+    value: Callable[[State], Float[Array, ""]]
+    update: Callable[[State, Array, int], State]  # (state, measured, rows in the batch)
+
+
+class Outputs(NamedTuple):
+    """What a loss needs of the networks being trained, by the row rule."""
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+    values: Float[Array, "B T"] | None = None
+
+
+Reward = Callable[[Rollout], Array]  # -> [B], compiled into the step
+Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
+Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
+
+
+class Algorithm(NamedTuple):
+    """What distinguishes one RL algorithm from another, as functions."""
+
+    estimate: Estimate
+    loss: Loss
+    aggregation: str  # how token losses are averaged: see rljax.losses.aggregate
+    needs_value: bool  # trains a value model beside the policy
