@@ -109,6 +109,25 @@ def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where:
     return functools.partial(fn, **kwargs)
 
 
+def explicit(node: Node, builtins: ModuleType, where: str) -> dict[str, Any]:
+    """The node with every default of its function written out."""
+    name, given = split(node, where)
+    nested = {
+        k: explicit(v, builtins, f"{where}.{k}") if isinstance(v, Mapping) and "fn" in v else v
+        for k, v in given.items()
+    }
+    return {"fn": name, **defaults(function(name, builtins, where)), **nested}
+
+
+def defaults(fn: Callable) -> dict[str, Any]:
+    """The keywords of a function that have a plain default, with it."""
+    return {
+        name: p.default
+        for name, p in inspect.signature(fn).parameters.items()
+        if p.kind is not p.POSITIONAL_ONLY and isinstance(p.default, bool | int | float | str | None)
+    }
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     try:
         adapter = pydantic.TypeAdapter(

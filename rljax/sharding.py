@@ -30,7 +30,7 @@ RULES: dict[str | None, str | None] = {
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None
+    devices: list | None = None, /, *, data: int = -1, fsdp: int = 1, tensor: int = 1
 ) -> Mesh:
     """A mesh over ``devices`` (default: all of them) with axes data × fsdp × tensor.
 

@@ -6,9 +6,10 @@ Column t of any [B, T] array concerns *emitting* ``tokens[:, t]``: ``logprobs[:,
 log π(tokens[t] | tokens[<t]), and ``values[:, t]`` is V of the state *before* token t.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -78,7 +79,7 @@ class TrainState:
     key: PRNGKeyArray
     params: dict[str, Params]  # trained, by role: policy, value
     frozen: dict[str, Params]  # never trained, by role: reference
-    opt_state: State
+    opt_state: dict[str, State]  # by role
     shaping: State  # of every stage of the shaping chain, by its name
 
 
@@ -121,15 +122,17 @@ class Outputs(NamedTuple):
     values: Float[Array, "B T"] | None = None
 
 
+Optimizers = Mapping[str, optax.GradientTransformation]  # one for each trained role
 Reward = Callable[[Rollout], Array]  # -> [B], compiled into the step
 Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
 Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
+Weigh = Callable[[Array], Array]  # action mask -> the weight of each token in the loss
 
 
 class Algorithm(NamedTuple):
     """What distinguishes one RL algorithm from another, as functions."""
 
-    estimate: Estimate
+    estimate: Estimate | None  # None: learns from rows that are given, offline
     loss: Loss
-    aggregation: str  # how token losses are averaged: see rljax.losses.aggregate
+    weigh: Weigh
     needs_value: bool  # trains a value model beside the policy

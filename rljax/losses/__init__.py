@@ -1,6 +1,6 @@
 """Losses over tokens, and how they become one number. None of them knows a network."""
 
-from rljax.losses.aggregate import token_weights
+from rljax.losses.aggregate import make_weigh, token_weights
 from rljax.losses.kl import k1, k2, k3, kl_estimator
 from rljax.losses.policy import clipped_surrogate
 from rljax.losses.value import clipped_value_loss, explained_variance
@@ -13,5 +13,6 @@ __all__ = [
     "k2",
     "k3",
     "kl_estimator",
+    "make_weigh",
     "token_weights",
 ]

@@ -4,10 +4,14 @@ A loss is Σ weight · token loss. The weights are made once over a whole miniba
 denominators are global: micro-batches and devices only add up, and change nothing.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from rljax.errors import UserError, nearest
+from rljax.types import Weigh
 
 MODES = (
     "token-mean",
@@ -15,6 +19,13 @@ MODES = (
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 )
+
+
+def make_weigh(mode: str, norm_tokens: float = 1.0) -> Weigh:
+    """``token_weights`` with a mode of ``MODES`` bound."""
+    if mode not in MODES:
+        raise UserError(f'unknown aggregation "{mode}"; {nearest(mode, MODES)}')
+    return functools.partial(token_weights, mode=mode, norm_tokens=norm_tokens)
 
 
 def token_weights(
@@ -40,6 +51,4 @@ def token_weights(
         "seq-mean-token-mean": lambda: rows * jnp.maximum(tokens, 1),
         "seq-mean-token-sum-norm": lambda: rows * norm_tokens,
     }
-    if mode not in denominators:
-        raise ValueError(f"aggregation must be one of {', '.join(MODES)}; got {mode!r}")
     return mask / denominators[mode]().astype(jnp.float32)

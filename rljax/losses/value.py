@@ -1,9 +1,9 @@
 """Value losses, token by token."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from rljax.types import Experience
+from rljax.masked import masked_var
 
 
 def clipped_value_loss(
@@ -25,13 +25,10 @@ def clipped_value_loss(
     return 0.5 * jnp.maximum(free, held), (held > free).astype(jnp.float32)
 
 
-def explained_variance(experience: Experience) -> Float[Array, ""]:
-    """1 − Var(R − v) / Var(R) over the action tokens: 1 is a perfect critic, 0 a constant one."""
-    weights = experience.mean_weights
-
-    def variance(x):
-        return jnp.sum(weights * jnp.square(x - jnp.sum(weights * x)))
-
-    total = variance(experience.returns)
-    residual = variance(experience.returns - experience.values)
-    return jnp.where(total > 0, 1.0 - residual / jnp.maximum(total, 1e-8), 0.0)
+def explained_variance(
+    values: Float[Array, "B T"], returns: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, ""]:
+    """1 − Var(R − v) / Var(R) over the mask: 1 is a perfect critic, 0 a constant one."""
+    total = masked_var(returns, mask)
+    explained = 1.0 - masked_var(returns - values, mask) / jnp.maximum(total, 1e-8)
+    return jnp.where(total > 0, explained, 0.0)

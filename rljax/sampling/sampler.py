@@ -1,5 +1,6 @@
 """Sampling inside the compiled step: prefill once per prompt, then decode until every row ends."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from rljax.errors import UserError
 from rljax.models.transformer import Cache, extend_cache
+from rljax.sampling.filters import make_filter
 from rljax.sharding import spread_rows
 from rljax.types import Model, Params, Prompts, Rollout
 
@@ -117,4 +120,38 @@ def sample(
             group=jnp.repeat(jnp.arange(count), group_size),
             extras=repeat(prompts.extras),
         )
+    )
+
+
+def make_sampler(
+    model: Model,
+    /,
+    *,
+    max_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    group_size: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Callable[..., Rollout]:
+    """``sample`` with its settings bound: (params, prompts, key) -> Rollout.
+
+    Its keywords ``group_size`` and ``temperature`` may be given anew in a call.
+    """
+    if max_tokens < 1 or group_size < 1 or temperature <= 0:
+        raise UserError(
+            "sampling: needs max_tokens >= 1, group_size >= 1 and temperature > 0; "
+            f"got {max_tokens}, {group_size}, {temperature}"
+        )
+    return functools.partial(
+        sample,
+        model,
+        max_tokens=max_tokens,
+        eos_ids=tuple(eos_ids),
+        pad_id=pad_id,
+        group_size=group_size,
+        temperature=temperature,
+        filter=make_filter(top_k=top_k, top_p=top_p, min_p=min_p),
     )

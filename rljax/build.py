@@ -1,0 +1,273 @@
+"""From a configuration to the functions of a run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from transformers import AutoTokenizer
+
+from rljax import algorithms, models, resolve, rewards, shaping, tasks
+from rljax.config import Config, Source
+from rljax.errors import UserError
+from rljax.host.data import PromptTable, demonstration_batches, prompt_batches, read_jsonl
+from rljax.logprobs import token_logprobs, token_values
+from rljax.models import DecoderConfig, decoder
+from rljax.sampling import make_sampler
+from rljax.sharding import make_mesh, row_shards
+from rljax.train import (
+    adamw,
+    collect_offline,
+    init_state,
+    make_collect,
+    make_judge,
+    make_train_step,
+    make_update,
+)
+from rljax.train.collect import Judged
+from rljax.train.step import TrainStep
+from rljax.train.update import check_rows
+from rljax.types import Algorithm, Model, Optimizers, Outputs, Prompts, Rollout, TrainState, Transform
+
+
+class Phase(NamedTuple):
+    """A stretch of training: its step, how its state begins, and its batches by step index."""
+
+    name: str
+    steps: int
+    train_step: TrainStep
+    begin: Callable[..., TrainState]  # the policy's parameters, or nothing -> state
+    optimizers: Optimizers
+    batches: Any
+
+
+class Build(NamedTuple):
+    """All that a run is made of."""
+
+    mesh: Mesh
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    decoder: DecoderConfig
+    models: dict[str, Model]  # by role
+    warm_start: Phase | None
+    train: Phase
+    sample: Callable[..., Rollout]
+    judge: Callable[[TrainState, Rollout], Judged]
+    heldout: Prompts
+
+
+def build(config: Config, config_dir: Path) -> Build:
+    """Builds every function that a configuration names, and checks that they fit together.
+
+    Files are looked for in the working directory, then in ``config_dir``.
+    """
+    mesh = make_mesh(**resolve.arguments(make_mesh, config.mesh, context={}, where="mesh"))
+    tokenizer = _tokenizer(config)
+    eos_ids = (tokenizer.eos_token_id,)
+    context = {
+        "tokenizer": tokenizer,
+        "vocab_size": len(tokenizer),
+        "pad_id": tokenizer.pad_token_id,
+        "eos_ids": eos_ids,
+        "seed": config.seed,
+        **config.length.model_dump(),
+    }
+
+    def keywords(fn, given: Mapping[str, Any], where: str, **more):
+        return resolve.arguments(fn, given, context=context | more, where=where)
+
+    decoder_config = resolve.call(config.model, models, context=context, where="model")
+    _expect(decoder_config, DecoderConfig, "model")
+    algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
+    _expect(algorithm, Algorithm, "algorithm")
+    if algorithm.estimate is None:
+        raise UserError("algorithm: one that samples is needed here, such as ppo")
+    shaper = _shaping(config, context)
+    score = _score(config, context)
+
+    roles = {"policy": decoder(decoder_config)}
+    if algorithm.needs_value:
+        roles["value"] = decoder(decoder_config, head="value")
+    if shaper.needs_reference:
+        roles["reference"] = roles["policy"]
+    trained = [role for role in ("policy", "value") if role in roles]
+    if set(config.optimizer) != set(trained):
+        raise UserError(
+            f"optimizer: settings are needed for {' and '.join(trained)}, "
+            f"got them for {', '.join(config.optimizer) or 'none'}"
+        )
+
+    sampling = keywords(make_sampler, config.sampling, "sampling")
+    if "max_tokens" not in config.sampling:
+        raise UserError('the config lacks "sampling.max_tokens", the budget of a response')
+    sample = make_sampler(roles["policy"], **sampling)
+    temperature = sample.keywords["temperature"]
+    judge = make_judge(roles, score, shaper, temperature=temperature)
+
+    update = keywords(make_update, config.update, "update")
+    updates_per_step = update.get("epochs", 1) * update.get("minibatches", 1)
+    schedule = {"total_steps": config.steps, "updates_per_step": updates_per_step}
+    optimizers = {
+        role: adamw(**keywords(adamw, config.optimizer[role], f"optimizer.{role}", **schedule))
+        for role in trained
+    }
+    rows = config.data.prompts_per_step * sample.keywords["group_size"]
+    check_rows(rows, update.get("minibatches", 1), update.get("microbatches", 1))
+    _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
+
+    def forward(params, batch):
+        masks = (batch.tokens, batch.mask)
+        logprobs, entropy = token_logprobs(
+            roles["policy"], params["policy"], *masks, temperature=temperature
+        )
+        values = token_values(roles["value"], params["value"], *masks) if "value" in roles else None
+        return Outputs(logprobs, entropy, values)
+
+    key = jax.random.key(config.seed)
+
+    def begin(policy) -> TrainState:
+        state_key, value_key = jax.random.split(jax.random.fold_in(key, 1))
+        params = {"policy": policy}
+        if "value" in roles:  # the policy's trunk under a new head
+            params["value"] = policy | {"head": roles["value"].init(value_key)["head"]}
+        frozen = {"reference": policy} if "reference" in roles else {}
+        return init_state(
+            key=state_key,
+            params=params,
+            frozen=frozen,
+            optimizers=optimizers,
+            shaping=shaper.init(),
+        )
+
+    def prompts(source: Source, where: str, heldout: bool) -> PromptTable:
+        rows, name = _rows(source, config_dir, context | {"heldout": heldout}, where)
+        return PromptTable(
+            rows, tokenizer, source=name, max_prompt_tokens=config.data.max_prompt_tokens
+        )
+
+    train = Phase(
+        "train",
+        config.steps,
+        make_train_step(
+            make_collect(roles, sample, judge, algorithm.estimate),
+            make_update(forward, algorithm.loss, algorithm.weigh, optimizers, **update),
+        ),
+        begin,
+        optimizers,
+        prompt_batches(
+            prompts(config.data.train, "data.train", False),
+            prompts_per_step=config.data.prompts_per_step,
+            seed=config.seed,
+        ),
+    )
+    heldout = prompts(config.data.eval, "data.eval", True)
+    shards = row_shards(mesh)
+    count = min(config.evaluation.prompts, len(heldout)) // shards * shards
+    if count == 0:
+        raise UserError(f"data.eval: at least {shards} prompts are needed on this mesh")
+    return Build(
+        mesh=mesh,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        decoder=decoder_config,
+        models=roles,
+        warm_start=_warm_start(config, config_dir, roles["policy"], context, mesh),
+        train=train,
+        sample=sample,
+        judge=judge,
+        heldout=heldout.take(range(count)),
+    )
+
+
+def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | None:
+    warm = config.warm_start
+    if warm is None:
+        return None
+    rows, name = _rows(warm.data, config_dir, context, "warm_start.data")
+    batches, mean_tokens = demonstration_batches(
+        rows,
+        context["tokenizer"],
+        source=name,
+        batch_size=warm.batch_size,
+        buckets=warm.buckets,
+        seed=config.seed,
+    )
+    _check_shards("warm_start.batch_size", warm.batch_size, mesh)
+    schedule = {"total_steps": warm.steps, "updates_per_step": 1}
+    settings = resolve.arguments(
+        adamw, warm.optimizer, context=context | schedule, where="warm_start.optimizer"
+    )
+    optimizers = {"policy": adamw(**settings)}
+    # Every token weighs the same, whichever bucket its row comes from.
+    algorithm = algorithms.sft(aggregation="seq-mean-token-sum-norm", norm_tokens=mean_tokens)
+
+    def forward(params, batch):
+        return Outputs(*token_logprobs(policy, params["policy"], batch.tokens, batch.mask))
+
+    def begin() -> TrainState:
+        init_key, state_key = jax.random.split(jax.random.key(config.seed))
+        return init_state(
+            key=state_key, params={"policy": policy.init(init_key)}, optimizers=optimizers
+        )
+
+    step = make_train_step(
+        collect_offline, make_update(forward, algorithm.loss, algorithm.weigh, optimizers)
+    )
+    return Phase("warm_start", warm.steps, step, begin, optimizers, batches)
+
+
+def _tokenizer(config: Config):
+    if isinstance(config.tokenizer, str) and Path(config.tokenizer).is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+    else:
+        tokenizer = resolve.call(config.tokenizer, tasks, context={}, where="tokenizer")
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise UserError("tokenizer: it needs an EOS token, and a pad token that is not the EOS")
+    return tokenizer
+
+
+def _shaping(config: Config, context) -> Transform:
+    stages = {}
+    for name, node in config.shaping_stages().items():
+        stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")
+        _expect(stages[name], Transform, f"shaping.{name}")
+    return shaping.chain(measure=shaping.length_metrics(**config.length.model_dump()), **stages)
+
+
+def _score(config: Config, context):
+    bound = {
+        name: resolve.bind(node, rewards, context=context, where=f"rewards.{name}")
+        for name, node in config.rewards.items()
+    }
+    if not bound:
+        raise UserError("rewards: at least one is needed")
+    for name in config.reward_weights:
+        if name not in bound:
+            raise UserError(f'reward_weights: no reward "{name}"; {resolve.nearest(name, bound)}')
+    return rewards.weighted_sum(bound, config.reward_weights)
+
+
+def _rows(source: Source, config_dir: Path, context, where: str) -> tuple[list[dict], str]:
+    """The rows of a file or of a generating function, and a name for messages."""
+    if isinstance(source, str):
+        path = next((p for p in (Path(source), config_dir / source) if p.exists()), Path(source))
+        return read_jsonl(path), str(path)
+    rows = resolve.call(source, tasks, context=context, where=where)
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        raise UserError(f"{where}: expected a list of rows (dicts), got {type(rows).__name__}")
+    return rows, where
+
+
+def _check_shards(where: str, count: int, mesh: Mesh) -> None:
+    shards = row_shards(mesh)
+    if count % shards:
+        raise UserError(
+            f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
+            f"{max(count // shards, 1) * shards} or {(count // shards + 1) * shards} would"
+        )
+
+
+def _expect(value: Any, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{where}: must give a {kind.__name__}, gave {type(value).__name__}")

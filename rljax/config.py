@@ -1,0 +1,184 @@
+"""From YAML and ``key=value`` overrides to a checked configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from rljax import algorithms, models, resolve, rewards, shaping, tasks
+from rljax.errors import UserError, nearest
+from rljax.sampling import make_sampler
+from rljax.sharding import make_mesh
+from rljax.train import adamw, make_update
+
+Node = str | dict[str, Any]  # a function by name, with its keywords
+Source = str | dict[str, Any]  # a file, or a node of rljax.tasks
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    train: Source
+    eval: Source
+    prompts_per_step: pydantic.PositiveInt
+    max_prompt_tokens: pydantic.PositiveInt
+
+
+class LengthPolicy(Section):
+    """The band, in tokens, that training, evaluation and plots judge a response by."""
+
+    min_tokens: pydantic.NonNegativeInt
+    max_tokens: pydantic.NonNegativeInt
+
+
+class WarmStart(Section):
+    """Supervised training on demonstrations, before reinforcement learning."""
+
+    data: Source
+    steps: pydantic.PositiveInt
+    batch_size: pydantic.PositiveInt
+    buckets: pydantic.PositiveInt = 1
+    optimizer: dict[str, Any]
+
+
+class Evaluation(Section):
+    prompts: pydantic.PositiveInt = 256  # at most; those that the data has
+    every_steps: pydantic.NonNegativeInt = 0  # 0: only before and after
+    samples: pydantic.NonNegativeInt = 16  # completions written out at each evaluation
+
+
+class Checkpointing(Section):
+    every_steps: pydantic.PositiveInt = 20
+    keep: pydantic.PositiveInt = 2
+
+
+class Config(Section):
+    steps: pydantic.NonNegativeInt
+    seed: pydantic.NonNegativeInt = 0
+    run_dir: str | None = None  # null: a new folder under runs/
+    mesh: dict[str, Any] = {}
+    tokenizer: Node
+    model: Node
+    data: Data
+    sampling: dict[str, Any]
+    length: LengthPolicy
+    rewards: dict[str, Node]
+    reward_weights: dict[str, float] = {}
+    shaping: dict[str, Node | None] | None = None
+    algorithm: Node
+    update: dict[str, Any] = {}
+    optimizer: dict[str, dict[str, Any]]
+    warm_start: WarmStart | None = None
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpointing = Checkpointing()
+
+    @pydantic.field_validator("shaping", mode="before")
+    @classmethod
+    def _off(cls, value):
+        return None if value is False else value  # YAML reads `off` as false
+
+    def shaping_stages(self) -> dict[str, Node]:
+        return {name: node for name, node in (self.shaping or {}).items() if node is not None}
+
+
+def builtin_config(name: str) -> Path:
+    """A recipe that comes with rljax: in the package when installed, else in the repository."""
+    package = Path(__file__).parent
+    found = [p for p in (package / "configs" / name, package.parent / "configs" / name) if p.exists()]
+    if not found:
+        raise UserError(f"the built-in config {name} is missing from this installation")
+    return found[0]
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Reads a YAML file, applies ``key.path=value`` overrides, and checks names and types.
+
+    Raises ``UserError`` for whatever is wrong, with the valid or the nearest names.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values")
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        config = Config.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error)) from error
+    shaping.length_metrics(config.length.min_tokens, config.length.max_tokens)
+    return config
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets ``a.b.c=value`` in a tree; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f'cannot read "{override}": overrides are key=value, such as seed=1')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f'cannot read the value of "{override}"') from error
+    *parents, last = path.split(".")
+    for depth, name in enumerate(parents, start=1):
+        child = tree.get(name)
+        if child is None:
+            child = tree[name] = {}
+        elif isinstance(child, str):
+            child = tree[name] = {"fn": child}
+        elif not isinstance(child, dict):
+            raise UserError(f'"{override}": {".".join(parents[:depth])} has no keys below it')
+        tree = child
+    tree[last] = value
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as plain data, every default written out."""
+    tree = config.model_dump(mode="json")
+
+    tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
+    tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
+    tree["update"] = resolve.defaults(make_update) | config.update
+    tree["model"] = resolve.explicit(config.model, models, "model")
+    tree["algorithm"] = resolve.explicit(config.algorithm, algorithms, "algorithm")
+    tree["rewards"] = {
+        name: resolve.explicit(node, rewards, f"rewards.{name}")
+        for name, node in config.rewards.items()
+    }
+    tree["shaping"] = {
+        name: resolve.explicit(node, shaping, f"shaping.{name}")
+        for name, node in config.shaping_stages().items()
+    }
+    tree["optimizer"] = {
+        role: resolve.defaults(adamw) | given for role, given in config.optimizer.items()
+    }
+    if config.warm_start:
+        tree["warm_start"]["optimizer"] = resolve.defaults(adamw) | config.warm_start.optimizer
+    return tree
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """The first fault of a config, in one line."""
+    fault = error.errors()[0]
+    *parents, last = (str(part) for part in fault["loc"])
+    where = ".".join([*parents, last])
+    if fault["type"] == "extra_forbidden":
+        section = Config
+        for name in parents:
+            section = _section_of(section.model_fields[name].annotation)
+        return f'unknown key "{where}"; {nearest(last, section.model_fields)}'
+    if fault["type"] == "missing":
+        return f'the config lacks "{where}"'
+    return f"{where}: {fault['msg'].lower()}, got {fault['input']!r}"
+
+
+def _section_of(annotation) -> type[Section]:
+    options = getattr(annotation, "__args__", (annotation,))
+    return next(o for o in options if isinstance(o, type) and issubclass(o, Section))

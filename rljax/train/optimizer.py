@@ -1,0 +1,49 @@
+"""The optimizer of a trained role, from optax."""
+
+from typing import Literal
+
+import optax
+
+from rljax.errors import UserError
+
+
+def adamw(
+    *,
+    learning_rate: float,
+    total_steps: int,
+    updates_per_step: int,
+    schedule: Literal["constant", "linear", "cosine"] = "constant",
+    warmup_steps: int = 0,
+    final_fraction: float = 0.1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the gradient's global norm.
+
+    The rate rises from 0 over ``warmup_steps`` train steps, then falls to ``final_fraction`` of its
+    peak at ``total_steps``. Steps are train steps, of ``updates_per_step`` optimizer updates each.
+    """
+    if learning_rate <= 0 or not 0 <= warmup_steps <= total_steps:
+        raise UserError(
+            "adamw: needs learning_rate > 0 and 0 <= warmup_steps <= steps; "
+            f"got {learning_rate}, {warmup_steps}, {total_steps}"
+        )
+    warmup, decay = warmup_steps * updates_per_step, (total_steps - warmup_steps) * updates_per_step
+    falling = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "linear": lambda: optax.linear_schedule(
+            learning_rate, final_fraction * learning_rate, max(decay, 1)
+        ),
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, max(decay, 1), final_fraction),
+    }[schedule]()
+    rising = optax.linear_schedule(0.0, learning_rate, max(warmup, 1))
+    rate = optax.join_schedules([rising, falling], [warmup])
+    transforms = [
+        optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+    ]
+    if clip_norm is not None:
+        transforms.insert(0, optax.clip_by_global_norm(clip_norm))
+    return optax.chain(*transforms)

@@ -1,0 +1,109 @@
+"""Learning from experience: epochs × minibatches × micro-batches, scanned."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from rljax.errors import UserError
+from rljax.losses.aggregate import token_weights
+from rljax.sharding import spread_rows
+from rljax.types import Experience, Loss, Metrics, Optimizers, Outputs, Params, TrainState, Weigh
+
+Forward = Callable[[dict[str, Params], Experience], Outputs]
+Update = Callable[[TrainState, Experience, PRNGKeyArray], tuple[TrainState, Metrics]]
+
+
+def make_update(
+    forward: Forward,
+    loss: Loss,
+    weigh: Weigh,
+    optimizers: Optimizers,
+    /,
+    *,
+    epochs: int = 1,
+    minibatches: int = 1,
+    microbatches: int = 1,
+) -> Update:
+    """One optimizer update per minibatch; its gradient is the sum over micro-batches.
+
+    The rows are shuffled anew in every epoch. Token weights are made over the whole minibatch, so
+    that the number of micro-batches bounds memory and changes nothing else.
+
+    Args:
+      forward: (params by role, rows) -> Outputs.
+      weigh: action mask -> the weight of each token in the loss (``losses.token_weights``).
+    """
+    if min(epochs, minibatches, microbatches) < 1:
+        raise UserError("update: epochs, minibatches and microbatches must be at least 1")
+
+    def objective(params, batch: Experience):
+        return loss(forward(params, batch), batch)
+
+    def minibatch_update(carry, batch: Experience):
+        params, opt_state = carry
+        batch = batch.replace(
+            loss_weights=weigh(batch.action_mask),
+            mean_weights=token_weights(batch.action_mask),
+        )
+        gradients, metrics = _summed_gradients(objective, params, _split(batch, microbatches))
+        new_params, new_opt_state = {}, {}
+        for role, gradient in gradients.items():
+            updates, new_opt_state[role] = optimizers[role].update(
+                gradient, opt_state[role], params[role]
+            )
+            new_params[role] = optax.apply_updates(params[role], updates)
+            metrics[f"{role}/grad_norm"] = optax.tree.norm(gradient)
+        return (new_params, new_opt_state), metrics
+
+    def update(state: TrainState, experience: Experience, key: PRNGKeyArray):
+        check_rows(experience.tokens.shape[0], minibatches, microbatches)
+
+        def epoch(carry, epoch_key):
+            order = jax.random.permutation(epoch_key, experience.tokens.shape[0])
+            shuffled = jax.tree.map(lambda x: x[order], experience)
+            return jax.lax.scan(minibatch_update, carry, _split(shuffled, minibatches))
+
+        (params, opt_state), metrics = jax.lax.scan(
+            epoch, (state.params, state.opt_state), jax.random.split(key, epochs)
+        )
+        return (
+            state.replace(params=params, opt_state=opt_state),
+            jax.tree.map(jnp.mean, metrics),
+        )
+
+    return update
+
+
+def check_rows(rows: int, minibatches: int, microbatches: int) -> None:
+    """Raises ``UserError`` unless the rows of a step divide into its micro-batches."""
+    parts = minibatches * microbatches
+    if rows % parts:
+        raise UserError(
+            f"{rows} rows per step do not divide into {minibatches} minibatches of {microbatches} "
+            f"micro-batches; {rows - rows % parts or parts} or {rows - rows % parts + parts} would"
+        )
+
+
+def _split(batch: PyTree, parts: int) -> PyTree:
+    """[B, ...] to [parts, B / parts, ...]."""
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    return spread_rows(split, axis=1)
+
+
+def _summed_gradients(objective, params, microbatches: Experience):
+    """Gradients and metrics, summed over the leading axis of ``microbatches``."""
+    gradient = jax.grad(objective, has_aux=True)
+    if microbatches.tokens.shape[0] == 1:
+        return gradient(params, jax.tree.map(lambda x: x[0], microbatches))
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], microbatches)),
+    )
+
+    def add(total, batch):
+        return jax.tree.map(jnp.add, total, gradient(params, batch)), None
+
+    return jax.lax.scan(add, zeros, microbatches)[0]
