@@ -55,6 +55,16 @@ class Rewards:
     response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token
     token: Float[Array, "B T"]  # what is earned token by token, such as a KL penalty
 
+    @property
+    def correct(self) -> Bool[Array, " B"]:
+        """A response counts as correct if its raw reward is above one half."""
+        return self.raw > 0.5
+
+    @property
+    def shaped(self) -> Float[Array, " B"]:
+        """All that a response earned, its tokens' rewards included."""
+        return self.response + self.token.sum(axis=-1)
+
 
 @struct.dataclass
 class Experience:

@@ -8,9 +8,9 @@ from rljax.types import Metrics, Rewards, Rollout, State, Transform
 def chain(**stages: Transform) -> Transform:
     """Applies named stages one after another; the state is a dict by their names.
 
-    Beside the stages' own metrics: ``reward_mean`` (raw), ``reward_shaped_mean``, and
-    ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all that
-    shaping added to it.
+    Beside the stages' own metrics: ``reward_mean`` (raw), ``reward_shaped_mean``, ``accuracy`` (the
+    share of correct responses), and ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a
+    response's raw reward and s all that shaping added to it.
     """
 
     def init() -> State:
@@ -21,12 +21,12 @@ def chain(**stages: Transform) -> Transform:
         for name, stage in stages.items():
             rewards, new_state[name], stage_metrics = stage.apply(rewards, state[name], rollout)
             metrics |= stage_metrics
-        shaped = rewards.response + rewards.token.sum(axis=-1)
-        shaping = jnp.abs(shaped - rewards.raw).sum()
+        shaping = jnp.abs(rewards.shaped - rewards.raw).sum()
         total = jnp.abs(rewards.raw).sum() + shaping
         metrics |= {
             "reward_mean": rewards.raw.mean(),
-            "reward_shaped_mean": shaped.mean(),
+            "reward_shaped_mean": rewards.shaped.mean(),
+            "accuracy": rewards.correct.mean(),
             "reward_shaping_ratio": jnp.where(total > 0, shaping / jnp.maximum(total, 1e-8), 0.0),
         }
         return rewards, new_state, metrics

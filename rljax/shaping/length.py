@@ -11,8 +11,6 @@ from rljax.shaping.control import as_controller
 from rljax.shaping.scale import Magnitudes, bound_to_reward, init_magnitudes
 from rljax.types import Controller, Rollout, State, Transform
 
-CORRECT_ABOVE = 0.5  # a response counts as correct if its raw reward is higher
-
 
 def check_band(min_tokens: float, max_tokens: float) -> None:
     """Raises ``UserError`` unless 0 <= min_tokens <= max_tokens."""
@@ -112,15 +110,14 @@ def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
 
     def apply(rewards, state: State, rollout: Rollout):
         lengths = rollout.lengths.astype(jnp.float32)
-        correct = rewards.raw > CORRECT_ABOVE
         metrics = {
             "length_mean": lengths.mean(),
             "length_std": lengths.std(),
             "response_length_p95": jnp.percentile(lengths, 95),
             "in_band_ratio": (band_distance(rollout.lengths, min_tokens, max_tokens) == 0).mean(),
             "truncated_ratio": rollout.truncated.mean(),
-            "length_correct_mean": masked_mean(lengths, correct),
-            "length_wrong_mean": masked_mean(lengths, ~correct),
+            "length_correct_mean": masked_mean(lengths, rewards.correct),
+            "length_wrong_mean": masked_mean(lengths, ~rewards.correct),
         }
         return rewards, state, metrics
 

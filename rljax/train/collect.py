@@ -109,12 +109,9 @@ def collect_offline(state: TrainState, batch: Experience, key: PRNGKeyArray):
 def state_metrics(shaping: State) -> Metrics:
     """Every scalar of the shaping state by its path, such as ``shaping/length/weight``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(shaping)
-    names = [
-        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        for path, _ in leaves
-    ]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     return {
         f"shaping/{name.removesuffix('/value')}": leaf
-        for name, (_, leaf) in zip(names, leaves, strict=True)
+        for name, leaf in named.items()
         if leaf.ndim == 0
     }

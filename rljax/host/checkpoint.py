@@ -1,0 +1,92 @@
+"""Checkpoints with Orbax: the whole TrainState, written while training goes on."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from rljax.errors import UserError
+
+STATE, PROGRESS = "state", "progress"
+
+
+class Checkpoints:
+    """The checkpoints of one phase. A step that was not written to its end does not count."""
+
+    def __init__(self, folder: Path, *, every_steps: int, keep: int):
+        """Saves every ``every_steps`` steps and keeps the newest ``keep``."""
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                save_interval_steps=every_steps,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree, progress: dict[str, Any], *, force: bool = False):
+        """Starts writing if ``step`` is due, or if ``force``; the state may be donated right after.
+
+        ``progress`` is small JSON about the host's side, such as seconds spent.
+        """
+        if force and step == self.latest():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    STATE: ocp.args.StandardSave(state),
+                    PROGRESS: ocp.args.JsonSave(progress),
+                }
+            ),
+            force=force,
+        )
+
+    def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """The newest state, laid out as ``abstract`` says (shapes, types, shardings), and progress.
+
+        Raises ``UserError`` if the checkpoint is of another model.
+        """
+        step = self.latest()
+        self._check_shapes(step, abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    STATE: ocp.args.StandardRestore(abstract),
+                    PROGRESS: ocp.args.JsonRestore(),
+                }
+            ),
+        )
+        return restored[STATE], restored[PROGRESS]
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _check_shapes(self, step: int, abstract: PyTree) -> None:
+        saved = _shapes(self._manager.item_metadata(step)[STATE])
+        wanted = _shapes(abstract)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f"the checkpoint {self.folder}/{step} is of a different model: {name} is "
+                    f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the "
+                    "config; use that run's config, or another run_dir"
+                )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,44 @@
+"""The trained policy as a Hugging Face folder, which transformers and vLLM load as it is."""
+
+import shutil
+from pathlib import Path
+
+import jax
+from safetensors.numpy import save_file
+from transformers import GenerationConfig, LlamaConfig
+
+from rljax.models.hf import hf_config, hf_tensors
+from rljax.models.transformer import DecoderConfig
+from rljax.types import Params
+
+
+def export_hf(
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    tokenizer,
+    *,
+    eos_ids: tuple[int, ...],
+    max_tokens: int,
+) -> None:
+    """Writes config, float32 weights, tokenizer and generation config.
+
+    The folder appears whole or not at all; one that is there already is replaced.
+    ``max_tokens`` bounds prompt and response together.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = dict(hf_tensors(jax.device_get(params), config))
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(eos_ids) if len(eos_ids) > 1 else eos_ids[0],
+    }
+    keywords = hf_config(config, max_position_embeddings=max_tokens)
+    LlamaConfig(**keywords, **ids, dtype="float32").save_pretrained(partial)
+    GenerationConfig(**ids, do_sample=True).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,94 @@
+"""The loop around a compiled step: batches in, metrics out, checkpoints on the way."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from rljax.errors import UserError
+from rljax.host.checkpoint import Checkpoints
+from rljax.host.metrics import Records
+from rljax.sharding import replicated, row_sharding
+from rljax.types import TrainState
+
+OnStep = Callable[[int, dict[str, float]], None]  # step counted from 1, metrics
+
+
+class Seconds(NamedTuple):
+    """Wall time of a run, over all its starts."""
+
+    total: float = 0.0
+    compiling: float = 0.0
+
+
+class CompiledStep:
+    """A step compiled ahead of time, once for each shape of batch, its state donated.
+
+    The state's shardings are pinned, so that every step's state can enter the next.
+    """
+
+    def __init__(self, step, shardings: TrainState, mesh: Mesh, on_compile: Callable[[float], None]):
+        self._jitted = jax.jit(
+            step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+        )
+        self._rows = row_sharding(mesh)
+        self._programs: dict[Any, Any] = {}
+        self._on_compile = on_compile
+
+    def __call__(self, state: TrainState, batch: PyTree):
+        batch = jax.tree.map(lambda x: jax.device_put(x, self._rows), batch)
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._programs:
+            start = time.perf_counter()
+            self._programs[shapes] = self._jitted.lower(state, batch).compile()
+            self._on_compile(time.perf_counter() - start)
+        return self._programs[shapes](state, batch)
+
+
+def run_steps(
+    step: CompiledStep,
+    state: TrainState,
+    batches,
+    *,
+    steps: int,
+    checkpoints: Checkpoints,
+    records: Records,
+    on_step: OnStep,
+    progress: Callable[[], dict[str, Any]],
+) -> TrainState:
+    """Runs from the state's own step up to ``steps``, and saves the last.
+
+    While the devices work on a step, the host prepares the next batch.
+
+    Raises ``UserError`` if a reward is not finite: that step is neither recorded nor saved.
+    """
+    done = int(state.step)
+    batch = batches[done] if done < steps else None
+    while done < steps:
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        batch = batches[done + 1] if done + 1 < steps else None
+        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        done += 1
+        check_finite(metrics, f"in step {done}")
+        seconds = time.perf_counter() - start
+        metrics["perf/step_seconds"] = seconds
+        if "response_tokens" in metrics:
+            metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
+        records.write({"step": done, **metrics})
+        on_step(done, metrics)
+        if done < steps:
+            checkpoints.save(done, state, progress())
+    checkpoints.save(done, state, progress(), force=True)
+    return state
+
+
+def check_finite(metrics: dict[str, float], when: str) -> None:
+    """Raises ``UserError`` if a reward gave values that are not finite."""
+    for name, value in metrics.items():
+        if name.startswith("rewards/") and name.endswith("/nonfinite") and value:
+            reward = name.split("/")[1]
+            raise UserError(f'reward "{reward}" gave {int(value)} non-finite value(s) {when}')

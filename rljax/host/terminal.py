@@ -1,0 +1,97 @@
+"""What a run says: a progress bar and tables on a terminal, JSON lines anywhere else."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
+
+
+class Terminal:
+    """Prints for a person if standard output is a terminal, else one JSON object per line."""
+
+    def __init__(self):
+        self.console = Console(highlight=False)
+        self.rich = self.console.is_terminal
+        self._progress: Progress | None = None
+
+    def say(self, event: str, text: str, **fields: Any) -> None:
+        """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
+        if self.rich:
+            self.console.print(text, markup=False)
+        else:
+            self._emit(event, fields or {"text": text})
+
+    @contextlib.contextmanager
+    def phase(self, name: str, steps: int, done: int) -> Iterator["PhaseBar"]:
+        """A stretch of steps with a progress bar."""
+        if not self.rich:
+            yield PhaseBar(self, name, steps)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=steps, completed=done, figures="")
+            self._progress = progress
+            yield PhaseBar(self, name, steps, progress, task)
+            self._progress = None
+
+    def before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
+        if not self.rich:
+            return
+        table = Table(title="held-out prompts", title_justify="left")
+        for heading in ("", "before", "after"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for name in after:
+            table.add_row(name, f"{before[name]:.2f}", f"{after[name]:.2f}")
+        self.console.print(table)
+
+    def samples(self, samples: list[dict[str, Any]], title: str) -> None:
+        if not self.rich:
+            return
+        table = Table(title=title, title_justify="left")
+        table.add_column("prompt")
+        table.add_column("response", overflow="fold")
+        for heading in ("tokens", "raw", "shaped"):
+            table.add_column(heading, justify="right")
+        for s in samples:
+            table.add_row(
+                *(_literal(s["prompt"]), _literal(s["response"]), str(s["length_tokens"])),
+                *(f"{s['reward_raw']:.2f}", f"{s['reward_shaped']:.2f}"),
+            )
+        self.console.print(table)
+
+    def _emit(self, event: str, fields: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+
+
+class PhaseBar:
+    """The progress of one phase."""
+
+    def __init__(self, terminal: Terminal, name: str, steps: int, progress=None, task=None):
+        self._terminal, self._name, self._steps = terminal, name, steps
+        self._progress, self._task = progress, task
+
+    def step(self, done: int, figures: dict[str, float]) -> None:
+        """Advances to ``done`` steps, with the figures that matter."""
+        if self._progress is not None:
+            text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            self._progress.update(self._task, completed=done, figures=text)
+        elif done % max(self._steps // LINES_PER_PHASE, 1) == 0 or done == self._steps:
+            rounded = {name: round(value, 4) for name, value in figures.items()}
+            self._terminal.say("step", "", phase=self._name, step=done, of=self._steps, **rounded)
+
+
+def _literal(text: str) -> str:
+    return text.replace("[", r"\[").replace("\n", "↵")
