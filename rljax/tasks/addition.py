@@ -7,6 +7,7 @@ is the tension that length-aware shaping resolves. Nothing is downloaded: all is
 
 import random
 import string
+import zlib
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -56,7 +57,7 @@ def addition_demonstrations(count: int, *, seed: int) -> list[dict[str, str]]:
 def _numbers(draw: random.Random, heldout: bool) -> tuple[int, int]:
     while True:
         a, b = draw.randint(100, 999), draw.randint(100, 999)
-        if ((a * 7919 + b * 104729) % 100 == 0) == heldout:
+        if (zlib.crc32(f"{a}+{b}".encode()) % 100 == 0) == heldout:  # one in a hundred
             return a, b
 
 
