@@ -22,9 +22,12 @@ def ppo(
     aggregation: str = "token-mean",
     norm_tokens: float = 1.0,
 ) -> Algorithm:
-    """PPO with a critic (arXiv 1707.06347): GAE, the clipped surrogate, a clipped value loss, and an
-    entropy bonus of ``entropy_coef`` per token. Defaults as in verl; ``aggregation`` and ``norm_tokens`` as in
-    ``rljax.losses.token_weights``."""
+    """PPO with a critic: GAE, the clipped surrogate, a clipped value loss, and an entropy bonus of
+    ``entropy_coef`` per token.
+
+    Defaults as in verl; ``aggregation`` and ``norm_tokens`` as in ``rljax.losses.token_weights``.
+    Source: Schulman et al. 2017, arXiv 1707.06347.
+    """
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise UserError(f"ppo: gamma and lam must lie in [0, 1]; got {gamma}, {lam}")
     if not (0 <= clip_low < 1 and clip_high >= 0) or (dual_clip is not None and dual_clip <= 1):

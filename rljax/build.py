@@ -28,7 +28,16 @@ from rljax.train import (
 from rljax.train.collect import Judged
 from rljax.train.step import TrainStep
 from rljax.train.update import check_rows
-from rljax.types import Algorithm, Model, Optimizers, Outputs, Prompts, Rollout, TrainState, Transform
+from rljax.types import (
+    Algorithm,
+    Model,
+    Optimizers,
+    Outputs,
+    Prompts,
+    Rollout,
+    TrainState,
+    Transform,
+)
 
 
 class Phase(NamedTuple):

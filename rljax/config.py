@@ -1,13 +1,12 @@
 """From YAML and ``key=value`` overrides to a checked configuration."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import yaml
 
-from rljax import algorithms, models, resolve, rewards, shaping, tasks
+from rljax import algorithms, models, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
@@ -88,7 +87,9 @@ class Config(Section):
 def builtin_config(name: str) -> Path:
     """A recipe that comes with rljax: in the package when installed, else in the repository."""
     package = Path(__file__).parent
-    found = [p for p in (package / "configs" / name, package.parent / "configs" / name) if p.exists()]
+    found = [
+        p for p in (package / "configs" / name, package.parent / "configs" / name) if p.exists()
+    ]
     if not found:
         raise UserError(f"the built-in config {name} is missing from this installation")
     return found[0]

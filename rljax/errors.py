@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the input: a config, a file, a user's function. Commands print it as one line."""
+    """A mistake in a config, a file, or a user's function. Commands print it as one line."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

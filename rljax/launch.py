@@ -103,9 +103,7 @@ class Run:
         self.earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self.compile_seconds = 0.0
         temperature = built.sample.keywords["temperature"]
-        self._evaluate = jax.jit(
-            make_evaluate(built.sample, built.judge, temperature=temperature)
-        )
+        self._evaluate = jax.jit(make_evaluate(built.sample, built.judge, temperature=temperature))
 
     def run(self) -> None:
         config, built, terminal = self.config, self.built, self.terminal
@@ -115,7 +113,9 @@ class Run:
             (self.folder / "config.yaml").write_text(plain, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
-        terminal.say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
+        terminal.say(
+            "start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder)
+        )
         for name, line in describe(built, config).items():
             terminal.say(name, line)
 
@@ -123,7 +123,11 @@ class Run:
         resumed = checkpoints.latest()
         evaluations = Records(self.folder / "evaluations.jsonl", up_to_step=resumed)
         samples = Records(self.folder / "samples.jsonl", up_to_step=resumed)
-        with contextlib.closing(checkpoints), contextlib.closing(evaluations), contextlib.closing(samples):
+        with (
+            contextlib.closing(checkpoints),
+            contextlib.closing(evaluations),
+            contextlib.closing(samples),
+        ):
             if resumed is None:
                 state = self._place(built.train, self._starting_policy())
             else:
@@ -150,9 +154,7 @@ class Run:
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
         key = jax.random.key(self.config.seed)
         judged = self._evaluate(state, self.built.heldout, key)
-        rollout, rewards, metrics = jax.device_get(
-            (judged.rollout, judged.rewards, judged.metrics)
-        )
+        rollout, rewards, metrics = jax.device_get((judged.rollout, judged.rewards, judged.metrics))
         check_finite(metrics, "on the held-out prompts")
         return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
 
@@ -197,7 +199,9 @@ class Run:
     def _shardings(self, phase: Phase) -> tuple[TrainState, TrainState]:
         """The abstract state of a phase, and its shardings."""
         policy = jax.eval_shape(self.built.models["policy"].init, jax.random.key(0))
-        abstract = jax.eval_shape(phase.begin, *(() if phase is self.built.warm_start else (policy,)))
+        abstract = jax.eval_shape(
+            phase.begin, *(() if phase is self.built.warm_start else (policy,))
+        )
         return abstract, state_shardings(
             abstract, self.built.models, phase.optimizers, self.built.mesh
         )
@@ -300,7 +304,9 @@ def describe(built: Build, config: Config) -> dict[str, str]:
     rows = config.data.prompts_per_step * sampling["group_size"]
     cache = jax.eval_shape(lambda: built.models["policy"].init_cache(rows, columns))
     shards = built.mesh.shape["data"] * built.mesh.shape["fsdp"]
-    memory["kv cache"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) // shards
+    memory["kv cache"] = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) // shards
+    )
     devices = built.mesh.devices.flatten()
     mesh = " x ".join(f"{axis}={size}" for axis, size in built.mesh.shape.items())
     return {

@@ -124,7 +124,8 @@ def defaults(fn: Callable) -> dict[str, Any]:
     return {
         name: p.default
         for name, p in inspect.signature(fn).parameters.items()
-        if p.kind is not p.POSITIONAL_ONLY and isinstance(p.default, bool | int | float | str | None)
+        if p.kind is not p.POSITIONAL_ONLY
+        and isinstance(p.default, bool | int | float | str | None)
     }
 
 

@@ -58,7 +58,10 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     """The ``PartitionSpec`` of one parameter from its logical axes and its shape."""
     names = (RULES[axis] for axis in axes)
     return PartitionSpec(
-        *(n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True))
+        *(
+            n if n and size % mesh.shape[n] == 0 else None
+            for n, size in zip(names, shape, strict=True)
+        )
     )
 
 

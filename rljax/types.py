@@ -1,4 +1,4 @@
-"""Every contract of rljax: the arrays that flow through a step, and the functions that it is made of.
+"""Every contract of rljax: the arrays that flow through a step, and the functions it is made of.
 
 **The row rule.** B = prompts × group size, the rows of one prompt adjacent. T = prompt + response
 columns; prompts are padded on the left, so that every row's response begins at the same column.
@@ -49,7 +49,7 @@ class Rollout:
 
 @struct.dataclass
 class Rewards:
-    """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays for the logs."""
+    """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays as it is."""
 
     raw: Float[Array, " B"]  # the task's own reward
     response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 RAW, SHAPED, BAND = "#1f77b4", "#ff7f0e", "#2ca02c"
 

@@ -108,7 +108,7 @@ def demonstration_batches(
     """
     prompts = encode_text(rows, "prompt", tokenizer, source)
     completions = encode_text(rows, "completion", tokenizer, source)
-    completions = [ids + [tokenizer.eos_token_id] for ids in completions]
+    completions = [[*ids, tokenizer.eos_token_id] for ids in completions]
     if len(rows) < buckets * batch_size:
         raise UserError(
             f"{source}: {len(rows)} rows are too few for {buckets} buckets of batches of "
@@ -155,6 +155,7 @@ def _column(rows: list[dict], name: str, tokenizer, source: str) -> np.ndarray |
     if {type(value) for value in values} & {str, int, float, bool}:
         number = next(i for i, v in enumerate(values, 1) if type(v) is not type(values[0]))
         raise UserError(
-            f'{source}: row {number}: "{name}" is {values[number - 1]!r}, another type than in row 1'
+            f'{source}: row {number}: "{name}" is {values[number - 1]!r}, '
+            "another type than in row 1"
         )
     return None

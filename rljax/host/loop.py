@@ -30,10 +30,10 @@ class CompiledStep:
     The state's shardings are pinned, so that every step's state can enter the next.
     """
 
-    def __init__(self, step, shardings: TrainState, mesh: Mesh, on_compile: Callable[[float], None]):
-        self._jitted = jax.jit(
-            step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-        )
+    def __init__(
+        self, step, shardings: TrainState, mesh: Mesh, on_compile: Callable[[float], None]
+    ):
+        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         self._rows = row_sharding(mesh)
         self._programs: dict[Any, Any] = {}
         self._on_compile = on_compile

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none if there is none. A last line cut short by a crash is left out."""
+    """The records of a file, none if it is absent; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -152,9 +152,7 @@ class Decoder(nnx.Module):
 
         if self.config.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        (x, cache), _ = jax.lax.scan(
-            layer, (x, cache), (jnp.arange(self.config.layers), layers)
-        )
+        (x, cache), _ = jax.lax.scan(layer, (x, cache), (jnp.arange(self.config.layers), layers))
         x = self.norm(x)
         return x if cache is None else (x, cache)
 
@@ -200,7 +198,7 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
 
 
 def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
-    """A cache with room for ``columns`` more on the right, each row repeated ``group_size`` times."""
+    """A cache with ``columns`` more on the right, each row repeated ``group_size`` times."""
 
     def extend(x):
         return jnp.pad(jnp.repeat(x, group_size, axis=1), [(0, 0)] * 3 + [(0, columns), (0, 0)])

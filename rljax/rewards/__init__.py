@@ -1,4 +1,4 @@
-"""Rewards: functions ``reward(rollout) -> [B]``, one number per response, compiled into the step."""
+"""Rewards: functions ``reward(rollout) -> [B]``, compiled into the step."""
 
 from rljax.rewards.combine import weighted_sum
 from rljax.rewards.verifiers import answer_match

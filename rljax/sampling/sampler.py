@@ -65,7 +65,9 @@ def sample(
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
 
-    hidden, cache = model.apply(params, prompts.tokens, prompts.mask, model.init_cache(count, width))
+    hidden, cache = model.apply(
+        params, prompts.tokens, prompts.mask, model.init_cache(count, width)
+    )
     cache = extend_cache(cache, max_tokens, group_size)
     room = [(0, 0), (0, max_tokens)]
     prompt_mask = jnp.pad(repeat(prompts.mask), room)

@@ -22,7 +22,7 @@ BETWEEN = (" wait. ", " let me check. ", " hmm again. ")
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character and newline, with pad, bos, eos and unk: 100 in all."""
+    """A token per printable ASCII character and newline, with pad, bos, eos and unk: 100 in all."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     characters = [*string.printable[:95], "\n"]
     vocabulary = {token: i for i, token in enumerate([*special, *characters])}

@@ -53,9 +53,7 @@ def make_judge(
                 rollout.mask,
                 temperature=temperature,
             )
-            rollout = rollout.replace(
-                ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0)
-            )
+            rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
         raw, scored = score(rollout)
         rewards = Rewards(raw=raw, response=raw, token=jnp.zeros_like(rollout.logprobs))
         rewards, shaping_state, shaped = shaping.apply(rewards, state.shaping, rollout)

@@ -20,7 +20,7 @@ def init_state(
     frozen: dict[str, Params] | None = None,
     shaping: PyTree = (),
 ) -> TrainState:
-    """The state before the first step. Every leaf is an array of its own, so that it can be donated."""
+    """The state before the first step, every leaf an array of its own, so that it can be donated."""
     params, frozen = jax.tree.map(jnp.copy, (params, frozen or {}))
     return TrainState(
         step=jnp.int32(0),
@@ -43,7 +43,9 @@ def state_shardings(
     whole = replicated(mesh)
 
     def of(params: dict[str, Params]):
-        return {role: param_shardings(models[role].axes, tree, mesh) for role, tree in params.items()}
+        return {
+            role: param_shardings(models[role].axes, tree, mesh) for role, tree in params.items()
+        }
 
     def moments(role: str):
         return optax.tree.map_params(
