@@ -66,12 +66,14 @@ class Build(NamedTuple):
     heldout: Prompts
 
 
-def build(config: Config, config_dir: Path) -> Build:
+def build(config: Config, config_dir: Path, devices: list | None = None) -> Build:
     """Builds every function that a configuration names, and checks that they fit together.
 
-    Files are looked for in the working directory, then in ``config_dir``.
+    Files are looked for in the working directory, then in ``config_dir``. The mesh is made of
+    ``devices``, by default all there are.
     """
-    mesh = make_mesh(**resolve.arguments(make_mesh, config.mesh, context={}, where="mesh"))
+    sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
+    mesh = make_mesh(devices, **sizes)
     tokenizer = _tokenizer(config)
     eos_ids = (tokenizer.eos_token_id,)
     context = {

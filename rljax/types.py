@@ -9,9 +9,13 @@ log π(tokens[t] | tokens[<t]), and ``values[:, t]`` is V of the state *before* 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
+
+Array = jax.Array | np.ndarray  # on its way to the devices, or back, data is NumPy's
 
 Params = Any  # a tree of arrays
 State = Any  # a tree of arrays that a stateful transform carries in the TrainState
@@ -68,7 +72,8 @@ class Rewards:
 
 @struct.dataclass
 class Experience:
-    """B rows to learn from. Supervised rows have no more than tokens and masks."""
+    """Rows to learn from, also split into minibatches: [M, B, T]. Supervised rows have no more than
+    tokens and masks."""
 
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
@@ -93,6 +98,14 @@ class TrainState:
     shaping: State  # of every stage of the shaping chain, by its name
 
 
+@struct.dataclass
+class Cache:
+    """Keys and values of every layer, head-major, so that decoding reads them in order."""
+
+    keys: Float[Array, "L B K S h"]
+    values: Float[Array, "L B K S h"]
+
+
 class Model(NamedTuple):
     """A network as pure functions over a parameter tree.
 
@@ -103,7 +116,7 @@ class Model(NamedTuple):
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable[..., Any]  # (params, tokens, mask) -> hidden; with a cache: (hidden, cache)
     head: Callable[[Params, Array], Array]
-    init_cache: Callable[[int, int], Any]  # (rows, columns) -> an empty key-value cache
+    init_cache: Callable[[int, int], Cache]  # (rows, columns) -> an empty one
     axes: Params  # a tree like the parameters, of tuples of names
 
 

@@ -22,6 +22,10 @@ class Checkpoints:
         self.folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
+            item_handlers={
+                STATE: ocp.StandardCheckpointHandler(),
+                PROGRESS: ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 save_interval_steps=every_steps,
@@ -76,7 +80,7 @@ class Checkpoints:
         self._manager.close()
 
     def _check_shapes(self, step: int, abstract: PyTree) -> None:
-        saved = _shapes(self._manager.item_metadata(step)[STATE])
+        saved = _shapes(self._manager.item_metadata(step)[STATE].tree)
         wanted = _shapes(abstract)
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
@@ -88,8 +92,12 @@ class Checkpoints:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    def shape(leaf) -> tuple[int, ...]:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # stored as its data
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return tuple(leaf.shape)
+
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/"): shape(leaf) for path, leaf in leaves
     }

@@ -12,7 +12,7 @@ from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
 from rljax.sharding import replicated, row_sharding
-from rljax.types import TrainState
+from rljax.types import Metrics, TrainState
 
 OnStep = Callable[[int, dict[str, float]], None]  # step counted from 1, metrics
 
@@ -38,14 +38,22 @@ class CompiledStep:
         self._programs: dict[Any, Any] = {}
         self._on_compile = on_compile
 
-    def __call__(self, state: TrainState, batch: PyTree):
+    def prepare(self, state: TrainState, batch: PyTree) -> PyTree:
+        """The batch on the devices; compiles the step if its shapes are new."""
         batch = jax.tree.map(lambda x: jax.device_put(x, self._rows), batch)
-        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-        if shapes not in self._programs:
+        if _shapes(batch) not in self._programs:
             start = time.perf_counter()
-            self._programs[shapes] = self._jitted.lower(state, batch).compile()
+            self._programs[_shapes(batch)] = self._jitted.lower(state, batch).compile()
             self._on_compile(time.perf_counter() - start)
-        return self._programs[shapes](state, batch)
+        return batch
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        """The next state, and metrics that are still on the devices; ``batch`` is prepared."""
+        return self._programs[_shapes(batch)](state, batch)
+
+
+def _shapes(batch: PyTree) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 def run_steps(
@@ -68,6 +76,7 @@ def run_steps(
     done = int(state.step)
     batch = batches[done] if done < steps else None
     while done < steps:
+        batch = step.prepare(state, batch)
         start = time.perf_counter()
         state, metrics = step(state, batch)
         batch = batches[done + 1] if done + 1 < steps else None

@@ -11,11 +11,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rljax.sharding import gather_table
-from rljax.types import Model, Params
+from rljax.types import Cache, Model, Params
 
 REMAT = {
     "none": None,
@@ -41,14 +41,6 @@ class DecoderConfig:
     tied: bool
     dtype: Literal["float32", "bfloat16"]
     remat: Literal["none", "full", "dots"]
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of every layer, head-major, so that decoding reads them in order."""
-
-    keys: Float[Array, "L B K S h"]
-    values: Float[Array, "L B K S h"]
 
 
 def _matrix(rngs: nnx.Rngs, width: int, shape, axes) -> nnx.Param:

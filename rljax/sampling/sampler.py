@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rljax.errors import UserError
-from rljax.models.transformer import Cache, extend_cache
+from rljax.models import extend_cache
 from rljax.sampling.filters import make_filter
 from rljax.sharding import spread_rows
-from rljax.types import Model, Params, Prompts, Rollout
+from rljax.types import Cache, Model, Params, Prompts, Rollout
 
 
 class Decoding(NamedTuple):
@@ -37,7 +37,7 @@ def sample(
     eos_ids: Sequence[int],
     pad_id: int,
     group_size: int = 1,
-    temperature: float | Float[Array, " B"] = 1.0,
+    temperature: float | Float[Array, "*rows"] = 1.0,
     filter: Callable[[Array], Array] = lambda logits: logits,
 ) -> Rollout:
     """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rljax.errors import UserError
@@ -22,7 +23,9 @@ def check_band(min_tokens: float, max_tokens: float) -> None:
 
 
 def band_distance(
-    lengths: Int[Array, " B"], min_tokens: float | Array, max_tokens: float | Array
+    lengths: Int[Array, " B"] | Int[np.ndarray, " B"],
+    min_tokens: float | Array,
+    max_tokens: float | Array,
 ) -> Float[Array, " B"]:
     """Tokens between a length and the nearest edge of the band; 0 inside, edges included.
 

@@ -20,7 +20,7 @@ def init_state(
     frozen: dict[str, Params] | None = None,
     shaping: PyTree = (),
 ) -> TrainState:
-    """The state before the first step, every leaf an array of its own, so that it can be donated."""
+    """The state before the first step, every leaf an array of its own, as donation needs it."""
     params, frozen = jax.tree.map(jnp.copy, (params, frozen or {}))
     return TrainState(
         step=jnp.int32(0),

@@ -1,0 +1,56 @@
+"""The embedded task with a network small enough to compile in a moment."""
+
+from pathlib import Path
+
+import jax
+
+from rljax.build import Build, build
+from rljax.config import load_config
+from rljax.host.loop import CompiledStep
+from rljax.train import place, state_shardings
+from rljax.types import TrainState
+
+CONFIG = Path(__file__).parent.parent / "configs" / "addition.yaml"
+SETTINGS = [
+    "model={fn: llama, layers: 2, width: 16, heads: 2, mlp_width: 32, rope_base: 100}",
+    "steps=4",
+    "data.train.count=64",
+    "data.prompts_per_step=16",
+    "sampling.max_tokens=12",
+    "length={min_tokens: 4, max_tokens: 8}",
+    "warm_start.data.count=64",
+    "warm_start.steps=4",
+    "warm_start.buckets=1",
+    "warm_start.optimizer.warmup_steps=0",
+    "evaluation={prompts: 16, samples: 4}",
+    "checkpoint.every_steps=2",
+]
+
+
+def tiny_build(*overrides: str, devices=1) -> Build:
+    """A build on the first ``devices`` of the simulated ones."""
+    config = load_config(CONFIG, [*SETTINGS, *overrides])
+    return build(config, CONFIG.parent, jax.devices()[:devices])
+
+
+def begin_training(built: Build) -> tuple[TrainState, CompiledStep]:
+    """The state before the first step, on the build's mesh, and the compiled step."""
+    phase, key = built.train, jax.random.key(0)
+    roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
+
+    def make(key):
+        return phase.begin(built.models["policy"].init(key))
+
+    with jax.set_mesh(built.mesh):
+        state = place(make, key, **roles)
+        shardings = state_shardings(jax.eval_shape(make, key), **roles)
+    return state, CompiledStep(phase.train_step, shardings, built.mesh, lambda seconds: None)
+
+
+def train(built: Build, steps: int = 2):
+    """The state and the last metrics after some steps, on the host; the key as its data."""
+    state, step = begin_training(built)
+    with jax.set_mesh(built.mesh):
+        for index in range(steps):
+            state, metrics = step(state, step.prepare(state, built.train.batches[index]))
+    return jax.device_get((state.replace(key=jax.random.key_data(state.key)), metrics))

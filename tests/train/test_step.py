@@ -1,0 +1,120 @@
+"""The whole compiled step: the same on any mesh and for any micro-batching, compiled once."""
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from tiny import begin_training, tiny_build, train
+
+GROUPS = ("sampling.group_size=2", "data.prompts_per_step=8")
+
+
+def assert_same(one, other, rtol=1e-4):
+    """Losses and updated parameters agree; ``rtol`` relative to each array's largest value."""
+    (state, metrics), (other_state, other_metrics) = one, other
+    for name in ("policy/loss", "value/loss", "reward_mean", "length_mean", "reference_kl"):
+        np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=rtol, atol=2e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(x).max()),
+        state.params,
+        other_state.params,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return train(tiny_build(*GROUPS))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_eight_devices_equal_one(one_device, sizes):
+    mesh = "mesh={{data: {}, fsdp: {}, tensor: {}}}".format(*sizes)
+    assert_same(one_device, train(tiny_build(*GROUPS, mesh, devices=8)))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_tokens_do_not_depend_on_the_mesh(sizes):
+    def tokens(built):
+        state, _ = begin_training(built)
+        with jax.set_mesh(built.mesh):
+            draw = jax.jit(built.sample)
+            rollout = draw(state.params["policy"], built.train.batches[0], jax.random.key(1))
+        return np.asarray(rollout.tokens)
+
+    mesh = "mesh={{data: {}, fsdp: {}, tensor: {}}}".format(*sizes)
+    np.testing.assert_array_equal(
+        tokens(tiny_build(*GROUPS)), tokens(tiny_build(*GROUPS, mesh, devices=8))
+    )
+
+
+def test_the_state_is_sharded_by_the_rule_table():
+    state, _ = begin_training(
+        tiny_build("mesh={data: 2, fsdp: 2, tensor: 2}", "data.prompts_per_step=16", devices=8)
+    )
+    gate = state.params["policy"]["layers"]["mlp"]["gate"]  # [layers, embed, mlp]
+    moment = state.opt_state["policy"][1][0].mu["layers"]["mlp"]["gate"]
+    for array in (gate, moment, state.frozen["reference"]["layers"]["mlp"]["gate"]):
+        assert array.sharding.shard_shape(array.shape) == (2, 16 // 2, 32 // 2)
+
+
+def test_microbatches_change_nothing(one_device):
+    assert_same(one_device, train(tiny_build(*GROUPS, "update.microbatches=2")))
+
+
+def test_the_loss_does_depend_on_minibatches(one_device):
+    """So that the tests above compare something that can differ."""
+    with pytest.raises(AssertionError):
+        assert_same(one_device, train(tiny_build(*GROUPS, "update.minibatches=4")))
+
+
+def test_traced_and_compiled_once_in_many_steps():
+    built = tiny_build()
+    state, step = begin_training(built)
+    events = []
+
+    def listen(name, seconds, **kwargs):
+        if name in (
+            "/jax/core/compile/jaxpr_trace_duration",
+            "/jax/core/compile/backend_compile_duration",
+        ):
+            events.append(name)
+
+    with jax.set_mesh(built.mesh):
+        state, _ = step(state, step.prepare(state, built.train.batches[0]))
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            for index in range(1, 8):
+                state, _ = step(state, step.prepare(state, built.train.batches[index]))
+            assert events == []
+            jax.jit(lambda x: x * 3)(1.0)
+            assert events  # the listener does hear a compilation
+        finally:
+            jax.monitoring.clear_event_listeners()
+    assert int(state.step) == 8
+
+
+def test_the_state_is_donated():
+    built = tiny_build()
+    state, step = begin_training(built)
+    with jax.set_mesh(built.mesh):
+        step(state, step.prepare(state, built.train.batches[0]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_every_step_draws_anew():
+    built = tiny_build()
+    state, step = begin_training(built)
+    with jax.set_mesh(built.mesh):
+        batch = step.prepare(state, built.train.batches[0])
+        state, first = step(state, batch)
+        _, second = step(state, batch)
+    assert float(first["policy/entropy"]) != float(second["policy/entropy"])
+    assert float(first["length_mean"]) != float(second["length_mean"])
+
+
+def test_adapting_state_is_in_the_metrics():
+    kl = "shaping.kl={fn: kl_penalty, coef: {fn: adaptive_kl, start: 0.5, target: 1, horizon: 160}}"
+    state, metrics = train(tiny_build(kl), steps=1)
+    # The KL of identical policies is 0, so that the error is clipped at −0.2; 16 rows of 160.
+    np.testing.assert_allclose(metrics["shaping/kl"], 0.5 * (1 - 0.2 * 16 / 160), rtol=1e-6)
+    np.testing.assert_allclose(state.shaping["kl"].value, metrics["shaping/kl"])
