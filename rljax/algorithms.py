@@ -20,7 +20,7 @@ def ppo(
     value_clip: float | None = 0.5,
     entropy_coef: float = 0.0,
     aggregation: str = "token-mean",
-    norm_tokens: float = 1.0,
+    norm_tokens: float | None = None,
 ) -> Algorithm:
     """PPO with a critic: GAE, the clipped surrogate, a clipped value loss, and an entropy bonus of
     ``entropy_coef`` per token.
@@ -35,6 +35,9 @@ def ppo(
             "ppo: needs 0 <= clip_low < 1, clip_high >= 0 and dual_clip > 1 or null; "
             f"got {clip_low}, {clip_high}, {dual_clip}"
         )
+
+    if value_clip is not None and value_clip <= 0:
+        raise UserError(f"ppo: value_clip must be positive, or null for none; got {value_clip}")
 
     def loss(outputs: Outputs, batch: Experience) -> tuple[jnp.ndarray, Metrics]:
         def mean(x):
@@ -67,7 +70,7 @@ def ppo(
     return Algorithm(estimate, loss, make_weigh(aggregation, norm_tokens), needs_value=True)
 
 
-def sft(*, aggregation: str = "token-mean", norm_tokens: float = 1.0) -> Algorithm:
+def sft(*, aggregation: str = "token-mean", norm_tokens: float | None = None) -> Algorithm:
     """Supervised fine-tuning: the cross entropy of the completion's tokens, in nats."""
 
     def loss(outputs: Outputs, batch: Experience) -> tuple[jnp.ndarray, Metrics]:

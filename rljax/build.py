@@ -266,7 +266,8 @@ def _rows(source: Source, config_dir: Path, context, where: str) -> tuple[list[d
         return read_jsonl(path), str(path)
     rows = resolve.call(source, tasks, context=context, where=where)
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        raise UserError(f"{where}: expected a list of rows (dicts), got {type(rows).__name__}")
+        got = "an empty one" if rows == [] else type(rows).__name__
+        raise UserError(f"{where}: expected a list of rows (dicts), got {got}")
     return rows, where
 
 

@@ -23,11 +23,13 @@ def masked_mean(x: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: Axis = Non
 
 def masked_var(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, ""]:
     """The unbiased variance over the mask (Bessel's correction); 0 for fewer than two entries."""
+    x = jnp.where(mask, x, 0.0)  # before the square, whose gradient would spread a NaN
     squares = masked_sum(jnp.square(x - masked_mean(x, mask)), mask)
     return squares / jnp.maximum(jnp.sum(mask) - 1, 1)
 
 
 def masked_whiten(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, "*n"]:
     """(x − μ)·rsqrt(var + 1e-8) over the masked entries of the whole array; 0 outside."""
+    x = jnp.where(mask, x, 0.0)
     centred = x - masked_mean(x, mask)
     return jnp.where(mask, centred * jax.lax.rsqrt(masked_var(x, mask) + 1e-8), 0.0)

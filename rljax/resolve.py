@@ -62,22 +62,30 @@ def arguments(
     context: Mapping[str, Any],
     where: str,
     builtins: ModuleType | None = None,
+    open_positionals: int = 0,
 ) -> dict[str, Any]:
     """Checks ``given`` against the keywords of ``fn``, and returns them converted to its types.
 
     A parameter without a default that is not given is taken from ``context`` (what a run knows:
     its tokenizer, its length band, …). A value that is itself a node of ``builtins`` is called
-    first. Raises ``UserError`` for an unknown keyword, a wrong type, or one that is missing.
+    first. The first ``open_positionals`` parameters are no keywords.
+
+    Raises ``UserError`` for an unknown keyword, or a value of the wrong type.
     """
+    everything = inspect.signature(fn).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in everything.values())
     parameters = {
         name: p
-        for name, p in inspect.signature(fn).parameters.items()
+        for name, p in list(everything.items())[open_positionals:]
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
-    hints = typing.get_type_hints(fn)
+    try:
+        hints = typing.get_type_hints(fn)
+    except NameError:  # annotations that exist for type checkers alone
+        hints = {}
     resolved = {}
     for name, value in given.items():
-        if name not in parameters:
+        if name not in parameters and not takes_any:
             raise UserError(f'{where}: unknown key "{name}"; {nearest(name, parameters)}')
         if builtins is not None and isinstance(value, Mapping) and "fn" in value:
             resolved[name] = call(value, builtins, context=context, where=f"{where}.{name}")
@@ -102,10 +110,12 @@ def call(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where:
 
 
 def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Callable:
-    """A node's function with its keywords bound; what is positional stays open."""
+    """A node's function with its keywords bound; its first argument stays open."""
     name, given = split(node, where)
     fn = function(name, builtins, where)
-    kwargs = arguments(fn, given, context=context, where=where, builtins=builtins)
+    kwargs = arguments(
+        fn, given, context=context, where=where, builtins=builtins, open_positionals=1
+    )
     return functools.partial(fn, **kwargs)
 
 

@@ -13,7 +13,8 @@ def token_rewards(rewards: Rewards, action_mask: Bool[Array, "B T"]) -> Float[Ar
     width = action_mask.shape[-1]
     last = width - 1 - jnp.argmax(action_mask[:, ::-1], axis=-1)
     at_last = (jnp.arange(width) == last[:, None]) & action_mask
-    return jnp.where(action_mask, rewards.token, 0.0) + at_last * rewards.response[:, None]
+    of_response = jnp.where(at_last, rewards.response[:, None], 0.0)
+    return jnp.where(action_mask, rewards.token, 0.0) + of_response
 
 
 def discounted_gae(

@@ -21,7 +21,7 @@ NO_TOKEN = -1  # pads text columns: no vocabulary has it
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a file with one JSON object per line. Faults are named by file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the data file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -150,10 +150,17 @@ def _column(rows: list[dict], name: str, tokenizer, source: str) -> np.ndarray |
         ids = tokenizer(values, add_special_tokens=False)["input_ids"]
         return pad(ids, max(map(len, ids)), NO_TOKEN, left=False)
     if all(isinstance(value, bool | int | float) for value in values):
+        limit = np.iinfo(np.int32).max
+        for number, value in enumerate(values, start=1):
+            if isinstance(value, int) and abs(value) > limit:
+                raise UserError(f'{source}: row {number}: "{name}" is {value}, beyond 32 bits')
         array = np.asarray(values)
         return array.astype({"f": np.float32, "i": np.int32, "b": np.bool_}[array.dtype.kind])
-    if {type(value) for value in values} & {str, int, float, bool}:
-        number = next(i for i, v in enumerate(values, 1) if type(v) is not type(values[0]))
+    text = [isinstance(value, str) for value in values]
+    plain = [isinstance(value, str | bool | int | float) for value in values]
+    if any(plain):
+        kinds = list(zip(text, plain, strict=True))
+        number = next(i for i, kind in enumerate(kinds, 1) if kind != kinds[0])
         raise UserError(
             f'{source}: row {number}: "{name}" is {values[number - 1]!r}, '
             "another type than in row 1"

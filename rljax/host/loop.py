@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,15 +13,6 @@ from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
 from rljax.sharding import replicated, row_sharding
 from rljax.types import Metrics, TrainState
-
-OnStep = Callable[[int, dict[str, float]], None]  # step counted from 1, metrics
-
-
-class Seconds(NamedTuple):
-    """Wall time of a run, over all its starts."""
-
-    total: float = 0.0
-    compiling: float = 0.0
 
 
 class CompiledStep:
@@ -64,12 +55,15 @@ def run_steps(
     steps: int,
     checkpoints: Checkpoints,
     records: Records,
-    on_step: OnStep,
+    on_step: Callable[[int, dict[str, float]], None],
+    on_state: Callable[[int, TrainState], None],
     progress: Callable[[], dict[str, Any]],
 ) -> TrainState:
     """Runs from the state's own step up to ``steps``, and saves the last.
 
-    While the devices work on a step, the host prepares the next batch.
+    While the devices work on a step, the host prepares the next batch. After each step
+    ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
+    must not keep: the next step takes its buffers.
 
     Raises ``UserError`` if a reward is not finite: that step is neither recorded nor saved.
     """
@@ -89,6 +83,7 @@ def run_steps(
             metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
         records.write({"step": done, **metrics})
         on_step(done, metrics)
+        on_state(done, state)
         if done < steps:
             checkpoints.save(done, state, progress())
     checkpoints.save(done, state, progress(), force=True)

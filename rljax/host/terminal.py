@@ -21,7 +21,7 @@ class Terminal:
         self.rich = self.console.is_terminal
         self._progress: Progress | None = None
 
-    def say(self, event: str, text: str, **fields: Any) -> None:
+    def say(self, event: str, text: str, /, **fields: Any) -> None:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
         if self.rich:
             self.console.print(text, markup=False)

@@ -1,7 +1,6 @@
 """Losses over tokens, and how they become one number. None of them knows a network."""
 
 from rljax.losses.aggregate import make_weigh, token_weights
-from rljax.losses.kl import k1, k2, k3, kl_estimator
 from rljax.losses.policy import clipped_surrogate
 from rljax.losses.value import clipped_value_loss, explained_variance
 
@@ -9,10 +8,6 @@ __all__ = [
     "clipped_surrogate",
     "clipped_value_loss",
     "explained_variance",
-    "k1",
-    "k2",
-    "k3",
-    "kl_estimator",
     "make_weigh",
     "token_weights",
 ]

@@ -21,11 +21,17 @@ MODES = (
 )
 
 
-def make_weigh(mode: str, norm_tokens: float = 1.0) -> Weigh:
-    """``token_weights`` with a mode of ``MODES`` bound."""
+def make_weigh(mode: str, norm_tokens: float | None = None) -> Weigh:
+    """``token_weights`` with a mode of ``MODES`` bound, and ``norm_tokens`` if the mode has it."""
     if mode not in MODES:
         raise UserError(f'unknown aggregation "{mode}"; {nearest(mode, MODES)}')
-    return functools.partial(token_weights, mode=mode, norm_tokens=norm_tokens)
+    if mode == "seq-mean-token-sum-norm":
+        if norm_tokens is None or norm_tokens <= 0:
+            raise UserError(f"{mode}: needs norm_tokens, a positive number; got {norm_tokens}")
+        return functools.partial(token_weights, mode=mode, norm_tokens=norm_tokens)
+    if norm_tokens is not None:
+        raise UserError(f"norm_tokens is of seq-mean-token-sum-norm; the aggregation is {mode}")
+    return functools.partial(token_weights, mode=mode)
 
 
 def token_weights(

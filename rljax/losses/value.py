@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rljax.masked import masked_var
+from rljax.masked import masked_mean, masked_var
 
 
 def clipped_value_loss(
@@ -28,7 +28,9 @@ def clipped_value_loss(
 def explained_variance(
     values: Float[Array, "B T"], returns: Float[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, ""]:
-    """1 − Var(R − v) / Var(R) over the mask: 1 is a perfect critic, 0 a constant one."""
+    """1 − Var(R − v) / Var(R) over the mask: 1 is a perfect critic, 0 a constant one,
+    and 0 where the returns do not vary."""
     total = masked_var(returns, mask)
-    explained = 1.0 - masked_var(returns - values, mask) / jnp.maximum(total, 1e-8)
-    return jnp.where(total > 0, explained, 0.0)
+    varies = total > 1e-6 * masked_mean(jnp.square(returns), mask)  # by more than rounding
+    explained = 1.0 - masked_var(returns - values, mask) / jnp.where(varies, total, 1.0)
+    return jnp.where(varies, explained, 0.0)

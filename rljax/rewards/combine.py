@@ -38,15 +38,15 @@ def weighted_sum(
 
 def _call(name: str, reward: Reward, rollout: Rollout) -> Float[Array, " B"]:
     try:
-        values = reward(rollout)
+        values = jnp.asarray(reward(rollout), jnp.float32)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f'reward "{name}" raised {type(error).__name__}: {error}') from error
     rows = rollout.tokens.shape[0]
-    if jnp.shape(values) != (rows,):
+    if values.shape != (rows,):
         raise UserError(
             f'reward "{name}" must return one number per response, shape ({rows},); '
-            f"it returned shape {jnp.shape(values)}"
+            f"it returned shape {values.shape}"
         )
-    return jnp.asarray(values, jnp.float32)
+    return values

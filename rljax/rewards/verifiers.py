@@ -20,7 +20,7 @@ def answer_match(
       column: the data column with the answer.
 
     Raises:
-      UserError: ``marker`` is not one token, or the data has no such column.
+      UserError: ``marker`` is not one token, or the data has no such column of text.
     """
     marker_ids = tokenizer.encode(marker, add_special_tokens=False)
     if len(marker_ids) != 1:
@@ -28,6 +28,8 @@ def answer_match(
     if column not in rollout.extras:
         raise UserError(f'answer_match: the data has no column "{column}"')
     answer = rollout.extras[column]
+    if answer.ndim != 2:
+        raise UserError(f'answer_match: the data column "{column}" must be text')
     width = rollout.tokens.shape[-1]
     columns = jnp.arange(width)
 

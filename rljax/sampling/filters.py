@@ -18,7 +18,10 @@ def top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:
 
 
 def top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
-    """The fewest of highest probability that together reach ``p`` (arXiv 1904.09751)."""
+    """The fewest of highest probability that together reach ``p`` (arXiv 1904.09751); all of them
+    for 1, whatever the rounding of their sum."""
+    if p >= 1:
+        return logits
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs

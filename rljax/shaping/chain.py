@@ -8,9 +8,10 @@ from rljax.types import Metrics, Rewards, Rollout, State, Transform
 def chain(**stages: Transform) -> Transform:
     """Applies named stages one after another; the state is a dict by their names.
 
-    Beside the stages' own metrics: ``reward_mean`` (raw), ``reward_shaped_mean``, ``accuracy`` (the
-    share of correct responses), and ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a
-    response's raw reward and s all that shaping added to it.
+    A metric that an earlier stage has too is prefixed by its stage's name. Beside the stages' own:
+    ``reward_mean`` (raw), ``reward_shaped_mean``, ``accuracy`` (the share of correct responses),
+    and ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all
+    that shaping added to it.
     """
 
     def init() -> State:
@@ -20,7 +21,10 @@ def chain(**stages: Transform) -> Transform:
         new_state, metrics = {}, {}
         for name, stage in stages.items():
             rewards, new_state[name], stage_metrics = stage.apply(rewards, state[name], rollout)
-            metrics |= stage_metrics
+            metrics |= {
+                f"{name}/{key}" if key in metrics else key: value
+                for key, value in stage_metrics.items()
+            }
         shaping = jnp.abs(rewards.shaped - rewards.raw).sum()
         total = jnp.abs(rewards.raw).sum() + shaping
         metrics |= {

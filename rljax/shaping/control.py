@@ -3,6 +3,7 @@
 Wherever shaping takes a coefficient, a plain number or a controller will do.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ class Adaptive(NamedTuple):
 
 class Drift(NamedTuple):
     value: Float[Array, ""]
+    level: Int[Array, ""]  # how many moves away from the start
     streak: Int[Array, ""]  # batches in a row: overlong counted up, calm counted down
     changes: Int[Array, ""]  # how often the value has moved
 
@@ -51,31 +53,40 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
     For a weight take factor > 1 and limit > start; for a maximum length factor < 1 and
     limit < start. Raises ``UserError`` if the two disagree.
     """
-    if window < 1 or start <= 0 or factor <= 0 or (factor > 1) != (limit > start) or factor == 1:
+    positive = min(start, limit, factor) > 0
+    if window < 1 or not positive or factor == 1 or (factor > 1) != (limit > start):
         raise UserError(
-            "drift: needs window >= 1, start > 0, and limit on the side of start that factor moves "
-            f"to; got start={start}, limit={limit}, factor={factor}, window={window}"
+            "drift: needs window >= 1, start and limit > 0, and limit on the side of start that "
+            f"factor moves to; got start={start}, limit={limit}, factor={factor}, window={window}"
         )
-    low, high = min(start, limit), max(start, limit)
+    levels = math.ceil(math.log(limit / start) / math.log(factor) - 1e-6)
 
     def init() -> Drift:
-        return Drift(jnp.float32(start), jnp.int32(0), jnp.int32(0))
+        return Drift(jnp.float32(start), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def update(state: Drift, excess, rows: int) -> Drift:
         del rows
         run_up, run_down = jnp.maximum(state.streak, 0) + 1, jnp.minimum(state.streak, 0) - 1
         streak = jnp.where(excess > 0, run_up, run_down)
         tighten, relax = streak >= window, streak <= -window
-        scale = jnp.where(tighten, factor, jnp.where(relax, 1.0 / factor, 1.0))
-        value = jnp.clip(state.value * scale, low, high)
+        level = jnp.clip(state.level + tighten - relax, 0, levels)
         return Drift(
-            value,
-            jnp.where(tighten | relax, 0, streak),
-            state.changes + (value != state.value),
+            value=jnp.where(level == levels, limit, start * factor ** level.astype(jnp.float32)),
+            level=level,
+            streak=jnp.where(tighten | relax, 0, streak),
+            changes=state.changes + (level != state.level),
         )
 
     return Controller(init, lambda state: state.value, update)
 
 
 def as_controller(coefficient: float | Controller) -> Controller:
-    return coefficient if isinstance(coefficient, Controller) else fixed(coefficient)
+    """A controller as it is, a number as a fixed one."""
+    if isinstance(coefficient, Controller):
+        return coefficient
+    if not isinstance(coefficient, int | float):
+        raise UserError(
+            "a coefficient must be a number or a controller such as drift, "
+            f"not a {type(coefficient).__name__}"
+        )
+    return fixed(coefficient)

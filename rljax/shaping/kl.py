@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rljax.losses.kl import kl_estimator
+from rljax.kl import kl_estimator
 from rljax.masked import masked_mean
 from rljax.shaping.control import as_controller
 from rljax.types import Controller, Rollout, State, Transform

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from rljax.errors import UserError
 from rljax.masked import masked_mean
 from rljax.shaping.control import as_controller
-from rljax.shaping.scale import Magnitudes, bound_to_reward, init_magnitudes
+from rljax.shaping.scale import RunningScale, bound_to_reward, init_scale
 from rljax.types import Controller, Rollout, State, Transform
 
 
@@ -39,7 +39,7 @@ def band_distance(
 class BandState(NamedTuple):
     weight: State
     max_tokens: State
-    magnitudes: Magnitudes | tuple[()]
+    reward_scale: RunningScale | tuple[()]
 
 
 def length_band(
@@ -63,21 +63,26 @@ def length_band(
         above, and overlong is always judged by where it started.
       scale_tokens: the distance that costs one ``weight``; by default the width of the band.
       cap: the most that a response can pay, in units of ``weight``; None for no bound.
-      relative_to_reward: if given, the batch's mean penalty is held to about this share of the
-        mean reward's magnitude, by a running estimate of both.
+      relative_to_reward: if given, a batch's mean penalty is held to this share of the reward's
+        magnitude, of which a running estimate is kept.
 
     Returns metrics ``length_penalty_mean`` and ``length_overlong_tokens``, the excess of the mean.
     """
     weight_control, max_control = as_controller(weight), as_controller(max_tokens)
     configured_max = float(max_control.value(max_control.init()))
     check_band(min_tokens, configured_max)
-    scale = scale_tokens or max(configured_max - min_tokens, 1.0)
-    if scale <= 0 or (cap is not None and cap <= 0):
-        raise UserError(f"length_band: scale_tokens and cap must be positive; got {scale}, {cap}")
+    scale = max(configured_max - min_tokens, 1.0) if scale_tokens is None else scale_tokens
+    if min(scale, *(1.0 if x is None else x for x in (cap, relative_to_reward))) <= 0:
+        raise UserError(
+            "length_band: scale_tokens, cap and relative_to_reward must be positive, or null; "
+            f"got {scale_tokens}, {cap}, {relative_to_reward}"
+        )
+    if float(weight_control.value(weight_control.init())) < 0:
+        raise UserError(f"length_band: weight must not be negative; got {weight}")
 
     def init() -> BandState:
-        magnitudes = () if relative_to_reward is None else init_magnitudes()
-        return BandState(weight_control.init(), max_control.init(), magnitudes)
+        scale = () if relative_to_reward is None else init_scale()
+        return BandState(weight_control.init(), max_control.init(), scale)
 
     def apply(rewards, state: BandState, rollout: Rollout):
         lengths = rollout.lengths
@@ -85,17 +90,17 @@ def length_band(
         squared = jnp.square(band_distance(lengths, min_tokens, highest) / scale)
         bounded = squared if cap is None else jnp.minimum(squared, cap)
         penalty = weight_control.value(state.weight) * bounded
-        magnitudes = state.magnitudes
+        reward_scale = state.reward_scale
         if relative_to_reward is not None:
-            penalty, magnitudes = bound_to_reward(
-                penalty, rewards.raw, magnitudes, share=relative_to_reward
+            penalty, reward_scale = bound_to_reward(
+                penalty, rewards.raw, reward_scale, share=relative_to_reward
             )
         excess = lengths.mean() - configured_max
         rows = lengths.shape[0]
         new_state = BandState(
             weight_control.update(state.weight, excess, rows),
             max_control.update(state.max_tokens, excess, rows),
-            magnitudes,
+            reward_scale,
         )
         metrics = {"length_penalty_mean": penalty.mean(), "length_overlong_tokens": excess}
         return rewards.replace(response=rewards.response - penalty), new_state, metrics

@@ -6,33 +6,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Magnitudes(NamedTuple):
-    """Running sums of a batch's mean magnitudes, older batches decayed."""
+class RunningScale(NamedTuple):
+    """The mean magnitude of the reward, over batches that count less the older they are."""
 
-    reward: Float[Array, ""]
-    penalty: Float[Array, ""]
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
 
 
-def init_magnitudes() -> Magnitudes:
-    return Magnitudes(jnp.float32(0), jnp.float32(0))
+def init_scale() -> RunningScale:
+    return RunningScale(jnp.float32(0), jnp.float32(0))
 
 
 def bound_to_reward(
     penalty: Float[Array, " B"],
     raw: Float[Array, " B"],
-    state: Magnitudes,
+    state: RunningScale,
     *,
     share: float,
     decay: float = 0.9,
-) -> tuple[Float[Array, " B"], Magnitudes]:
-    """Scales ``penalty`` by min(1, share · E|raw| / E|penalty|).
+) -> tuple[Float[Array, " B"], RunningScale]:
+    """Scales ``penalty`` by min(1, share · E|raw| / mean|penalty|), and updates the estimate.
 
-    The expectations are running means over batches, this one included, that forget by ``decay``;
-    only their quotient counts, so that they need no normalising. The mean penalty stays within
-    about ``share`` of the reward's magnitude; one that is already smaller is left as it is.
+    E|raw| is the mean over batches, this one included, each weighing ``decay`` times the next. So
+    a batch's mean penalty never exceeds ``share`` of the reward's magnitude, and one that is
+    smaller is left as it is.
     """
-    state = Magnitudes(
-        decay * state.reward + jnp.abs(raw).mean(), decay * state.penalty + jnp.abs(penalty).mean()
-    )
-    factor = jnp.minimum(1.0, share * state.reward / jnp.maximum(state.penalty, 1e-8))
-    return penalty * factor, state
+    state = RunningScale(decay * state.total + jnp.abs(raw).mean(), decay * state.weight + 1.0)
+    bound = share * state.total / state.weight
+    return penalty * jnp.minimum(1.0, bound / jnp.maximum(jnp.abs(penalty).mean(), 1e-8)), state

@@ -153,5 +153,5 @@ def test_the_loop_stops_when_every_row_has_ended():
 
 def test_bad_settings_are_refused():
     for settings in ({"temperature": 0.0}, {"group_size": 0}, {"max_tokens": 0}, {"top_p": 1.5}):
-        with pytest.raises(ValueError, match="needs|must"):
+        with pytest.raises(ValueError, match=r"needs|must"):
             sampler(**settings)

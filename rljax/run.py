@@ -1,0 +1,239 @@
+"""A run in its folder: warm start, evaluation, reinforcement learning, evaluation, export.
+
+The folder holds the resolved config, metrics, samples, checkpoints, the policy as a Hugging Face
+folder, curves and a summary. A run that was cut off goes on from its newest checkpoint.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import jax
+import yaml
+
+from rljax import __version__
+from rljax.build import Build, Phase
+from rljax.config import Config, resolved
+from rljax.describe import describe
+from rljax.errors import UserError
+from rljax.host.checkpoint import Checkpoints
+from rljax.host.curves import draw_curves
+from rljax.host.evaluation import summarise
+from rljax.host.export import export_hf
+from rljax.host.loop import CompiledStep, check_finite, run_steps
+from rljax.host.metrics import Records, read_records
+from rljax.host.terminal import Terminal
+from rljax.sharding import param_shardings
+from rljax.train import make_evaluate, place, state_shardings
+from rljax.types import Params, TrainState
+
+WARM_START_SAVES = 5  # checkpoints of the warm start, at least
+SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
+    "nll": "policy/nll",
+    "reward": "reward_mean",
+    "shaped": "reward_shaped_mean",
+    "length": "length_mean",
+    "in band": "in_band_ratio",
+    "kl": "reference_kl",
+    "s/step": "perf/step_seconds",
+}
+
+
+class Run:
+    """One start of a run: its functions, its folder, and the seconds it has taken."""
+
+    def __init__(self, config: Config, built: Build, folder: Path, terminal: Terminal):
+        self.config, self.built, self.folder, self.terminal = config, built, folder, terminal
+        self._started = time.perf_counter()
+        self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
+        self._compile_seconds = 0.0
+        temperature = built.sample.keywords["temperature"]
+        self._evaluate = jax.jit(make_evaluate(built.sample, built.judge, temperature=temperature))
+
+    def run(self) -> None:
+        """Runs to the end, from the newest checkpoint if there is one."""
+        self._open_folder()
+        phase = self.built.train
+        with contextlib.ExitStack() as closing:
+            checkpoints = self._checkpoints(phase)
+            closing.callback(checkpoints.close)
+            resumed = checkpoints.latest()
+            evaluations, samples = (
+                closing.enter_context(
+                    contextlib.closing(Records(self.folder / name, up_to_step=resumed))
+                )
+                for name in ("evaluations.jsonl", "samples.jsonl")
+            )
+
+            def evaluate(step: int, state: TrainState) -> None:
+                figures, responses = self.evaluate(state)
+                evaluations.write({"step": step, **figures})
+                for response in responses[: 2 * self.config.evaluation.samples]:
+                    samples.write({"step": step, **response})
+
+            def evaluate_if_due(step: int, state: TrainState) -> None:
+                every = self.config.evaluation.every_steps
+                if step == phase.steps or (every and step % every == 0):
+                    evaluate(step, state)
+
+            if resumed is None:
+                state = self._place(phase, self._starting_policy())
+                evaluate(0, state)
+                checkpoints.save(0, state, self._seconds(), force=True)
+            else:
+                state = self._restore(phase, checkpoints)
+                self.terminal.say("resume", f"resuming from step {resumed}", step=resumed)
+            state = self._train(phase, state, checkpoints, evaluate_if_due)
+        self._finish(state)
+
+    def evaluate(self, state: TrainState):
+        """Held-out prompts, answered greedily and as sampled, always with the same draws."""
+        judged = self._evaluate(state, self.built.heldout, jax.random.key(self.config.seed))
+        rollout, rewards, metrics = jax.device_get((judged.rollout, judged.rewards, judged.metrics))
+        check_finite(metrics, "on the held-out prompts")
+        return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
+
+    def _open_folder(self) -> None:
+        config = yaml.safe_dump(resolved(self.config), sort_keys=False, default_flow_style=None)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
+        say = self.terminal.say
+        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
+        for name, line in describe(self.built, self.config).items():
+            say(name, f"{name:<11} {line}", text=line)
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds spent on this run, over all its starts."""
+        wall = time.perf_counter() - self._started
+        return {
+            "wall_seconds": self._earlier["wall_seconds"] + wall,
+            "compile_seconds": self._earlier["compile_seconds"] + self._compile_seconds,
+        }
+
+    def _starting_policy(self) -> Params:
+        """The policy before reinforcement learning."""
+        warm_start, policy = self.built.warm_start, self.built.models["policy"]
+        if warm_start is None:
+            key = jax.random.key(self.config.seed)
+            abstract = jax.eval_shape(policy.init, key)
+            shardings = param_shardings(policy.axes, abstract, self.built.mesh)
+            return jax.jit(policy.init, out_shardings=shardings)(key)
+        with contextlib.closing(self._checkpoints(warm_start)) as checkpoints:
+            if checkpoints.latest() is None:
+                state = self._place(warm_start)
+            else:
+                state = self._restore(warm_start, checkpoints)
+            state = self._train(warm_start, state, checkpoints, lambda step, state: None)
+        return state.params["policy"]
+
+    def _train(self, phase: Phase, state: TrainState, checkpoints: Checkpoints, on_state):
+        """Runs a phase from where its state stands to its end."""
+        done = int(state.step)
+        changes: dict[str, float] = {}
+
+        def on_compile(seconds: float) -> None:
+            self._compile_seconds += seconds
+            text = f"compiled the {phase.name} step in {seconds:.1f} s"
+            self.terminal.say("compiled", text, phase=phase.name, seconds=round(seconds, 2))
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            bar.step(step, {k: metrics[name] for k, name in SHOWN.items() if name in metrics})
+            for name, value in moved_controllers(changes, metrics).items():
+                text = f"step {step}: {name} is now {value:.4g}"
+                self.terminal.say("controller", text, step=step, name=name, value=value)
+
+        _, shardings = self._abstract(phase)
+        step = CompiledStep(phase.train_step, shardings, self.built.mesh, on_compile)
+        records = Records(self._folder(phase) / "metrics.jsonl", up_to_step=done)
+        with (
+            contextlib.closing(records),
+            self.terminal.phase(phase.name, phase.steps, done) as bar,
+        ):
+            return run_steps(
+                step,
+                state,
+                phase.batches,
+                steps=phase.steps,
+                checkpoints=checkpoints,
+                records=records,
+                on_step=on_step,
+                on_state=on_state,
+                progress=self._seconds,
+            )
+
+    def _folder(self, phase: Phase) -> Path:
+        return self.folder if phase is self.built.train else self.folder / phase.name
+
+    def _checkpoints(self, phase: Phase) -> Checkpoints:
+        every = self.config.checkpoint.every_steps
+        if phase is self.built.warm_start:  # its steps are short: saving at that rate would cost
+            every = max(every, phase.steps // WARM_START_SAVES)
+        return Checkpoints(
+            self._folder(phase) / "checkpoints", every_steps=every, keep=self.config.checkpoint.keep
+        )
+
+    def _place(self, phase: Phase, *args: Params) -> TrainState:
+        built = self.built
+        roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
+        return place(phase.begin, *args, **roles)
+
+    def _abstract(self, phase: Phase) -> tuple[TrainState, TrainState]:
+        """Shapes and shardings of a phase's state."""
+        built = self.built
+        policy = jax.eval_shape(built.models["policy"].init, jax.random.key(0))
+        state = jax.eval_shape(phase.begin, *(() if phase is built.warm_start else (policy,)))
+        return state, state_shardings(state, built.models, phase.optimizers, built.mesh)
+
+    def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:
+        def laid_out(leaf, sharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        state, self._earlier = checkpoints.restore(jax.tree.map(laid_out, *self._abstract(phase)))
+        return state
+
+    def _finish(self, state: TrainState) -> None:
+        """Exports the policy, draws the curves, writes and shows the summary."""
+        config, built, folder = self.config, self.built, self.folder
+        export_hf(
+            folder / "policy",
+            state.params["policy"],
+            built.decoder,
+            built.tokenizer,
+            eos_ids=built.eos_ids,
+            max_tokens=config.data.max_prompt_tokens + built.sample.keywords["max_tokens"],
+        )
+        evaluations = read_records(folder / "evaluations.jsonl")
+        draw_curves(
+            folder / "curves.png",
+            read_records(folder / "metrics.jsonl"),
+            evaluations,
+            **config.length.model_dump(),
+            title=f"{folder.name}: seed {config.seed}",
+        )
+        before, after = (
+            {name: value for name, value in record.items() if name != "step"}
+            for record in (evaluations[0], evaluations[-1])
+        )
+        summary = {"before": before, "after": after, "steps": int(state.step), **self._seconds()}
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        self.terminal.before_after(before, after)
+        last = evaluations[-1]["step"]
+        shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
+        self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
+        text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"
+        self.terminal.say("done", text, summary=summary)
+
+
+def moved_controllers(seen: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+    """The controllers whose count of changes grew since the step before, and their new values.
+
+    ``seen`` holds the counts of that step, and is brought up to date.
+    """
+    counts = {k.removesuffix("/changes"): v for k, v in metrics.items() if k.endswith("/changes")}
+    moved = {name: metrics[name] for name, n in counts.items() if n > seen.get(name, n)}
+    seen.update(counts)
+    return moved

@@ -1,0 +1,98 @@
+"""Several rewards as one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import make_rollout
+
+from rljax.errors import UserError
+from rljax.rewards import weighted_sum
+
+ROLLOUT = make_rollout([1, 2, 3])
+REWARDS = {
+    "correct": lambda rollout: jnp.array([1.0, 0.0, 1.0]),
+    "length": lambda rollout: rollout.lengths.astype(jnp.float32),
+}
+
+
+def test_by_hand():
+    total, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
+    assert total.tolist() == [1.5, -1.0, 0.5]
+    assert float(metrics["rewards/length/mean"]) == 2.0
+    np.testing.assert_allclose(metrics["rewards/length/std"], np.sqrt(2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["rewards/correct/mean"], 2 / 3, rtol=1e-6)
+
+
+def test_a_missing_weight_is_one_and_a_zero_weight_still_measures():
+    total, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
+    assert total.tolist() == [1.0, 0.0, 1.0]
+    assert float(metrics["rewards/length/mean"]) == 2.0
+
+
+def test_compiled_equals_eager():
+    score = weighted_sum(REWARDS, {"length": 0.3})
+    total, metrics = score(ROLLOUT)
+    compiled, compiled_metrics = jax.jit(score)(ROLLOUT)
+    np.testing.assert_allclose(compiled, total, rtol=1e-6)
+    assert metrics.keys() == compiled_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(compiled_metrics[name], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda r: jnp.array([1, 0, 1]),
+        lambda r: r.lengths != 2,
+        pytest.param(
+            lambda r: [1, 0, 1],
+            marks=pytest.mark.xfail(strict=True, reason="bug: jnp.shape of a list is deprecated"),
+        ),
+    ],
+)
+def test_tunix_whole_numbers_do_not_make_the_sum_whole(whole):
+    total, _ = weighted_sum({"whole": whole}, {"whole": 0.7})(ROLLOUT)
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, [0.7, 0.0, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("returned", "shape"), [(lambda r: r.logprobs, (3, 8)), (lambda r: r.lengths.sum(), ())]
+)
+def test_another_shape_is_refused(returned, shape):
+    with pytest.raises(UserError) as error:
+        weighted_sum({"mine": returned}, {})(ROLLOUT)
+    assert f'"mine" must return one number per response, shape (3,); it returned shape {shape}' in (
+        str(error.value)
+    )
+
+
+def test_verl_a_failed_reward_silently_scored_0():
+    def broken(rollout):
+        return rollout.extras["target"]
+
+    with pytest.raises(UserError, match="reward \"mine\" raised KeyError: 'target'"):
+        jax.jit(weighted_sum({"mine": broken}, {}))(ROLLOUT)
+
+
+def test_a_reward_may_refuse_in_its_own_words():
+    def refuses(rollout):
+        raise UserError("no such column")
+
+    with pytest.raises(UserError, match=r"^no such column$"):
+        weighted_sum({"mine": refuses}, {})(ROLLOUT)
+
+
+def test_values_that_are_not_finite_are_counted():
+    bad = {"bad": lambda rollout: jnp.array([jnp.nan, 1.0, jnp.inf])}
+    _, metrics = weighted_sum(bad | REWARDS, {})(ROLLOUT)
+    assert int(metrics["rewards/bad/nonfinite"]) == 2
+    assert int(metrics["rewards/correct/nonfinite"]) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="bug: one NaN makes every advantage of the batch NaN")
+def test_values_that_are_not_finite_do_not_reach_the_sum():
+    bad = {"bad": lambda rollout: jnp.array([jnp.nan, 1.0, jnp.inf])}
+    total, _ = weighted_sum(bad | REWARDS, {})(ROLLOUT)
+    assert np.isfinite(total).all()

@@ -1,0 +1,52 @@
+"""The house: every module imports lower floors or its own package, never sideways or up."""
+
+import ast
+from pathlib import Path
+
+import rljax
+
+FLOORS = [
+    {"errors", "types"},
+    {"kl", "masked", "resolve", "sharding"},
+    {"losses", "advantages", "rewards", "shaping", "models", "tasks"},
+    {"logprobs", "sampling"},
+    {"algorithms", "train", "host"},
+    {"config"},
+    {"build"},
+    {"describe"},
+    {"run"},
+    {"launch"},
+    {"cli"},
+]
+ROOT = Path(rljax.__file__).parent
+
+
+def floor_of(room: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path: Path):
+    """The rooms of rljax that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rljax"):
+            _, _, rest = node.module.partition(".")
+            rooms = [rest.split(".")[0]] if rest else [alias.name for alias in node.names]
+            yield from (room for room in rooms if room != "__version__")
+
+
+def test_every_room_has_a_floor():
+    rooms = {p.stem if p.is_file() else p.name for p in ROOT.iterdir()}
+    rooms -= {"__init__", "__pycache__", "py", "configs"}
+    assert rooms == set().union(*FLOORS)
+
+
+def test_imports_go_down():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for target in imports(path):
+            if target != room and floor_of(target) >= floor_of(room):
+                wrong.append(f"{path.relative_to(ROOT)} imports {target}")
+    assert wrong == []

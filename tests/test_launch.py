@@ -1,0 +1,236 @@
+"""The command, as a user meets it: runs, resumes, refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import yaml
+from tiny import SETTINGS
+
+from rljax import launch
+
+RUN = [*SETTINGS, "steps=24", "warm_start.steps=24", "checkpoint.every_steps=3"]
+# A controller and a running scale, so that adapting state is part of what must survive.
+RUN += [
+    "shaping.kl.coef={fn: adaptive_kl, start: 0.05, target: 0.1, horizon: 200}",
+    "shaping.length.relative_to_reward=0.1",
+    "shaping.length.weight={fn: drift, start: 1, limit: 4, factor: 1.5}",
+]
+
+
+def process(run_dir: Path, *settings: str) -> subprocess.Popen:
+    """The command in a process of its own, on one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "rljax.launch", *RUN, *settings, f"run_dir={run_dir}"]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def final_state(run_dir: Path, step: int = 24) -> dict:
+    """Every leaf of the last checkpoint as bytes, by its path."""
+    tree = ocp.StandardCheckpointer().restore((run_dir / f"checkpoints/{step}/state").absolute())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def records(path: Path) -> list[dict]:
+    """What was recorded, without what is timed."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = process(folder)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    return folder, out
+
+
+def test_the_run_folder_is_complete(undisturbed):
+    folder, _ = undisturbed
+    summary = json.loads((folder / "summary.json").read_text())
+    for moment in ("before", "after"):
+        for name in ("accuracy_greedy", "accuracy_sampled", "in_band_ratio"):
+            assert 0 <= summary[moment][name] <= 1
+        assert 1 <= summary[moment]["length_mean"] <= 12
+    assert summary["steps"] == 24
+    assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    metrics = records(folder / "metrics.jsonl")
+    assert [record["step"] for record in metrics] == list(range(1, 25))
+    for name in ("length_mean", "length_std", "length_penalty_mean", "response_length_p95"):
+        assert all(np.isfinite(record[name]) for record in metrics)
+    samples = records(folder / "samples.jsonl")
+    assert {sample["step"] for sample in samples} == {0, 24}
+    assert all({"prompt", "response", "reward_raw", "reward_shaped"} <= s.keys() for s in samples)
+    assert all(sample["prompt"].endswith("=") for sample in samples)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["algorithm"]["clip_low"] == 0.2  # a default, written out
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
+        assert (folder / "policy" / name).stat().st_size > 0
+
+
+def test_output_that_is_no_terminal_is_json_lines(undisturbed):
+    _, out = undisturbed
+    events = [json.loads(line) for line in out.splitlines()]
+    assert next(event["event"] for event in events) == "start"
+    assert events[-1]["event"] == "done"
+    assert events[-1]["summary"]["steps"] == 24
+    assert {e["phase"] for e in events if e["event"] == "compiled"} == {"warm_start", "train"}
+    assert len(out.splitlines()) < 60
+
+
+def test_killed_and_resumed_ends_bitwise_where_undisturbed_does(undisturbed, tmp_path):
+    """SIGKILL in the warm start, between steps, and while a checkpoint is being written."""
+    expected, _ = undisturbed
+
+    def lines(name):
+        path = tmp_path / name
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def saving():
+        return lines("metrics.jsonl") > 12 and any(tmp_path.glob("checkpoints/*tmp*"))
+
+    moments = {
+        "in the warm start": lambda: lines("warm_start/metrics.jsonl") >= 10,
+        "in training": lambda: lines("metrics.jsonl") >= 5,
+        "in a save": saving,
+    }
+    for name, reached in moments.items():
+        run = process(tmp_path)
+        while not reached() and run.poll() is None:
+            time.sleep(0.001)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL, f"it ended before it could be killed {name}"
+        assert not (tmp_path / "summary.json").exists()
+    run = process(tmp_path)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert '"event": "resume"' in out
+    assert final_state(tmp_path) == final_state(expected)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+        assert records(tmp_path / name) == records(expected / name)
+    weights = "policy/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (expected / weights).read_bytes()
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed):
+    folder, _ = undisturbed
+    before = final_state(folder)
+    run = process(folder)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert '"event": "step"' not in out
+    assert final_state(folder) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(undisturbed):
+    folder, _ = undisturbed
+    run = process(folder, "model.mlp_width=48")
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 2
+    assert err.count("\n") == 1
+    assert "is of a different model" in err
+    assert "mlp" in err
+
+
+def refused(capsys, *settings: str) -> str:
+    """The one line of a command that is refused."""
+    assert launch.main([*SETTINGS, "data.prompts_per_step=16", *settings]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("rljax: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("stepz=3", 'unknown key "stepz"; did you mean "steps"?'),
+        ("data.trian=x", 'unknown key "data.trian"; did you mean "train"?'),
+        ("shaping.length.wieght=1", 'shaping.length: unknown key "wieght"; did you mean "weight"?'),
+        ("model.layers=two", "model.layers: "),
+        ("steps=many", "steps: "),
+        ("shaping.length={fn: lenght_band}", 'did you mean "length_band"?'),
+        ("mesh={data: 3}", "does not fit 8 device(s)"),
+        ("length={min_tokens: 9, max_tokens: 8}", "min_tokens=9, max_tokens=8"),
+        ("data.eval=nowhere.jsonl", "cannot read the data file nowhere.jsonl"),
+        ("data.prompts_per_step=12", "8 or 16 would"),
+        ("update.minibatches=3", "15 or 18 would"),
+        ("rewards.correct.marker=ab", 'marker "ab" must be one token'),
+        ("rewards.correct=absent_module:reward", 'cannot import "absent_module"'),
+        ("reward_weights={corect: 1}", 'did you mean "correct"?'),
+        ("optimizer.policy.learning_rate=0", "needs learning_rate > 0"),
+        ("sampling.top_p=2", "top_p must lie in (0, 1]"),
+        ("algorithm=sft", "one that samples"),
+        ("tokenizer=character_tokenzier", 'did you mean "character_tokenizer"?'),
+    ],
+)
+def test_bad_settings_end_in_one_line(capsys, setting, says):
+    assert says in refused(capsys, setting, "--dry-run")
+
+
+def test_bad_files_end_in_one_line(capsys, tmp_path):
+    def says(text, name="data.jsonl"):
+        path = tmp_path / name
+        path.write_text(text)
+        return refused(capsys, f"data.eval={path}", "--dry-run")
+
+    good = '{"prompt": "1+1=", "answer": "2"}\n'
+    assert "no rows" in says("")
+    assert "data.jsonl:2: not valid JSON" in says(good + '{"prompt": "1+\n')
+    assert 'row 2: expected text in "prompt"' in says(good + '{"answer": "2"}\n')
+    assert "more than data.max_prompt_tokens=8" in says('{"prompt": "1111+11111="}\n')
+    assert "cannot read the config" in refused_config(capsys, tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    assert "is not valid YAML" in refused_config(capsys, tmp_path / "broken.yaml")
+
+
+def refused_config(capsys, path: Path) -> str:
+    assert launch.main([str(path), "--dry-run"]) == 2
+    return capsys.readouterr().err
+
+
+def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "bad_rewards.py").write_text(
+        "import jax.numpy as jnp\n"
+        "def per_token(rollout): return rollout.logprobs\n"
+        "def nan(rollout): return jnp.full(rollout.tokens.shape[0], jnp.nan)\n"
+        "def raising(rollout): return rollout.absent\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def says(name):
+        settings = ("warm_start=null", f"rewards.correct=bad_rewards:{name}", "run_dir=run")
+        return refused(capsys, *settings)
+
+    assert "one number per response, shape (32,); it returned shape (32, 20)" in says("per_token")
+    assert "gave 32 non-finite value(s) on the held-out prompts" in says("nan")
+    assert "raised AttributeError" in says("raising")
+    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [*SETTINGS, "mesh={data: 2, fsdp: 2, tensor: 2}", "--dry-run"]
+    assert launch.main(settings) == 0
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out[: out.index("\ndevices ")])["update"]["microbatches"] == 1
+    # 2 layers x (4 attention matrices of 16 x 16, 3 of 16 x 32, 2 norms) + embedding + norm
+    count = 2 * (4 * 256 + 3 * 512 + 2 * 16) + 100 * 16 + 16
+    assert f"policy {count:,}, value {count + 16:,}, reference {count:,}" in out
+    assert "data=2 x fsdp=2 x tensor=2" in out
+    assert "MiB per device" in out
+    assert list(tmp_path.iterdir()) == []
