@@ -25,9 +25,9 @@ from rljax.train import (
     make_train_step,
     make_update,
 )
-from rljax.train.collect import Judged
+from rljax.train.collect import Collect, Judged
 from rljax.train.step import TrainStep
-from rljax.train.update import check_rows
+from rljax.train.update import Update, check_rows
 from rljax.types import (
     Algorithm,
     Model,
@@ -41,14 +41,19 @@ from rljax.types import (
 
 
 class Phase(NamedTuple):
-    """A stretch of training: its step, how its state begins, and its batches by step index."""
+    """A stretch of training: the halves of its step, how its state begins, and its batches."""
 
     name: str
     steps: int
-    train_step: TrainStep
+    collect: Collect
+    update: Update
     begin: Callable[..., TrainState]  # the policy's parameters, or nothing -> state
     optimizers: Optimizers
-    batches: Any
+    batches: Any  # batches[step]
+
+    @property
+    def train_step(self) -> TrainStep:
+        return make_train_step(self.collect, self.update)
 
 
 class Build(NamedTuple):
@@ -160,10 +165,8 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     train = Phase(
         "train",
         config.steps,
-        make_train_step(
-            make_collect(roles, sample, judge, algorithm.estimate),
-            make_update(forward, algorithm.loss, algorithm.weigh, optimizers, **update),
-        ),
+        make_collect(roles, sample, judge, algorithm.estimate),
+        make_update(forward, algorithm.loss, algorithm.weigh, optimizers, **update),
         begin,
         optimizers,
         prompt_batches(
@@ -189,6 +192,17 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         judge=judge,
         heldout=heldout.take(range(count)),
     )
+
+
+def abstract_state(built: Build) -> TrainState:
+    """The shapes of the state that reinforcement learning begins with."""
+    policy = jax.eval_shape(built.models["policy"].init, jax.random.key(0))
+    return jax.eval_shape(built.train.begin, policy)
+
+
+def check_step(built: Build) -> None:
+    """Traces the step on shapes alone, so that a faulty reward is found before anything runs."""
+    jax.eval_shape(built.train.train_step, abstract_state(built), built.train.batches[0])
 
 
 def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | None:
@@ -222,10 +236,8 @@ def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | Non
             key=state_key, params={"policy": policy.init(init_key)}, optimizers=optimizers
         )
 
-    step = make_train_step(
-        collect_offline, make_update(forward, algorithm.loss, algorithm.weigh, optimizers)
-    )
-    return Phase("warm_start", warm.steps, step, begin, optimizers, batches)
+    update = make_update(forward, algorithm.loss, algorithm.weigh, optimizers)
+    return Phase("warm_start", warm.steps, collect_offline, update, begin, optimizers, batches)
 
 
 def _tokenizer(config: Config):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from rljax.build import Build
+from rljax.build import Build, abstract_state
 from rljax.config import Config
 from rljax.sharding import bytes_per_device, row_shards
 from rljax.train import state_shardings
@@ -13,8 +13,7 @@ from rljax.train import state_shardings
 def describe(built: Build, config: Config) -> dict[str, str]:
     """A line each on the devices, the mesh, the parameters by role, the memory, and the batch."""
     phase, sampling = built.train, built.sample.keywords
-    policy = jax.eval_shape(built.models["policy"].init, jax.random.key(0))
-    state = jax.eval_shape(phase.begin, policy)
+    state = abstract_state(built)
     places = state_shardings(state, built.models, phase.optimizers, built.mesh)
     roles, role_places = state.params | state.frozen, places.params | places.frozen
     counts = {

@@ -15,7 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absen
 import jax
 import yaml
 
-from rljax.build import build
+from rljax.build import build, check_step
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
@@ -42,12 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
     )
     options = parser.parse_intermixed_args(arguments)
-    overrides = [setting for setting in options.settings if "=" in setting]
-    files = [setting for setting in options.settings if "=" not in setting]
-    if len(files) > 1:
-        parser.error(f"one config file at most, got {' and '.join(files)}")
     try:
-        config_path = Path(files[0]) if files else builtin_config(DEFAULT_CONFIG)
+        config_path, overrides = config_and_overrides(options.settings)
         config = load_config(config_path, overrides)
         (dry_run if options.dry_run else run)(config, config_path)
     except UserError as error:
@@ -59,9 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
+    """The config file of a command line, by default the embedded task's, and its ``key=value``."""
+    files = [setting for setting in settings if "=" not in setting]
+    if len(files) > 1:
+        raise UserError(f"one config file at most, got {' and '.join(files)}")
+    path = Path(files[0]) if files else builtin_config(DEFAULT_CONFIG)
+    return path, [setting for setting in settings if "=" in setting]
+
+
 def dry_run(config: Config, config_path: Path) -> None:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
     built = build(config, config_path.parent)
+    check_step(built)
     print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config).items():
         print(f"{name:<11} {line}")
@@ -71,6 +77,7 @@ def run(config: Config, config_path: Path) -> None:
     """Builds everything and trains."""
     _use_compilation_cache()
     built = build(config, config_path.parent)
+    check_step(built)
     folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
     with jax.set_mesh(built.mesh):
         Run(config, built, folder, Terminal()).run()

@@ -13,7 +13,7 @@ import jax
 import yaml
 
 from rljax import __version__
-from rljax.build import Build, Phase
+from rljax.build import Build, Phase, abstract_state
 from rljax.config import Config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
@@ -21,7 +21,7 @@ from rljax.host.checkpoint import Checkpoints
 from rljax.host.curves import draw_curves
 from rljax.host.evaluation import summarise
 from rljax.host.export import export_hf
-from rljax.host.loop import CompiledStep, check_finite, run_steps
+from rljax.host.loop import CompiledStep, check_finite, run_steps, to_host
 from rljax.host.metrics import Records, read_records
 from rljax.host.terminal import Terminal
 from rljax.sharding import param_shardings
@@ -90,8 +90,8 @@ class Run:
     def evaluate(self, state: TrainState):
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
         judged = self._evaluate(state, self.built.heldout, jax.random.key(self.config.seed))
-        rollout, rewards, metrics = jax.device_get((judged.rollout, judged.rewards, judged.metrics))
-        check_finite(metrics, "on the held-out prompts")
+        check_finite(to_host(judged.metrics), "on the held-out prompts")
+        rollout, rewards = jax.device_get((judged.rollout, judged.rewards))
         return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
 
     def _open_folder(self) -> None:
@@ -184,8 +184,7 @@ class Run:
     def _abstract(self, phase: Phase) -> tuple[TrainState, TrainState]:
         """Shapes and shardings of a phase's state."""
         built = self.built
-        policy = jax.eval_shape(built.models["policy"].init, jax.random.key(0))
-        state = jax.eval_shape(phase.begin, *(() if phase is built.warm_start else (policy,)))
+        state = abstract_state(built) if phase is built.train else jax.eval_shape(phase.begin)
         return state, state_shardings(state, built.models, phase.optimizers, built.mesh)
 
     def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:

@@ -101,14 +101,10 @@ def test_norm_tokens_acts_with_its_aggregation(make):
     np.testing.assert_allclose(algorithm.weigh(MASK)[MASK], 1 / 16, rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a knob that changes nothing")
 @pytest.mark.parametrize("make", [ppo, sft])
 def test_norm_tokens_is_refused_where_it_does_nothing(make):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="norm_tokens is of seq-mean-token-sum-norm"):
         make(aggregation="token-mean", norm_tokens=8.0)
-
-
-accepted = pytest.mark.xfail(strict=True, reason="bug: accepted in silence")
 
 
 @pytest.mark.parametrize(
@@ -121,10 +117,9 @@ accepted = pytest.mark.xfail(strict=True, reason="bug: accepted in silence")
         {"clip_high": -0.1},
         {"dual_clip": 1.0},
         {"aggregation": "token_mean"},
-        pytest.param({"value_clip": -0.5}, marks=accepted),
-        pytest.param(
-            {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": 0.0}, marks=accepted
-        ),
+        {"value_clip": -0.5},
+        {"value_clip": 0.0},
+        {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": 0.0},
     ],
 )
 def test_ppo_refuses_what_makes_no_sense(keywords):

@@ -38,6 +38,7 @@ def process(run_dir: Path, *settings: str) -> subprocess.Popen:
 def final_state(run_dir: Path, step: int = 24) -> dict:
     """Every leaf of the last checkpoint as bytes, by its path."""
     tree = ocp.StandardCheckpointer().restore((run_dir / f"checkpoints/{step}/state").absolute())
+    tree["key"] = jax.random.key_data(tree["key"])
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 

@@ -70,6 +70,21 @@ def test_gradient_of_the_mean_is_one_nth_inside_and_zero_outside():
     np.testing.assert_allclose(gradient, [1 / 3, 0.0, 1 / 3, 1 / 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("garbage", [jnp.nan, jnp.inf])
+def test_gradients_stay_finite_with_garbage_outside_the_mask(reduce, garbage):
+    """0 · NaN is NaN: a where that comes after the arithmetic hides it forwards only."""
+    weights = jnp.array([0.3, 0.7, 2.0, 0.5])  # whitened entries add up to 0, and say nothing
+
+    def loss(x):
+        return (reduce(x, MASK) * weights).sum()
+
+    gradient = jax.grad(loss)(jnp.where(MASK, X, garbage))
+    assert float(gradient[1]) == 0.0
+    np.testing.assert_array_equal(gradient, jax.grad(loss)(X))
+    assert gradient[MASK].any()
+
+
 def test_a_single_entry_has_no_variance():
     one = jnp.array([False, True, False, False])
     assert float(masked_var(X, one)) == 0.0

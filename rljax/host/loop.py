@@ -74,7 +74,7 @@ def run_steps(
         start = time.perf_counter()
         state, metrics = step(state, batch)
         batch = batches[done + 1] if done + 1 < steps else None
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        metrics = to_host(metrics)
         done += 1
         check_finite(metrics, f"in step {done}")
         seconds = time.perf_counter() - start
@@ -88,6 +88,11 @@ def run_steps(
             checkpoints.save(done, state, progress())
     checkpoints.save(done, state, progress(), force=True)
     return state
+
+
+def to_host(metrics: Metrics) -> dict[str, float]:
+    """Metrics as plain numbers, fetched in one go."""
+    return {name: value.item() for name, value in jax.device_get(metrics).items()}
 
 
 def check_finite(metrics: dict[str, float], when: str) -> None:

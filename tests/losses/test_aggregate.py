@@ -76,10 +76,27 @@ def test_an_empty_mask_weighs_nothing(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_equals_eager(mode):
-    weigh = make_weigh(mode, NORM)
+    weigh = make_weigh(mode, NORM if mode == "seq-mean-token-sum-norm" else None)
     np.testing.assert_allclose(jax.jit(weigh)(MASK), weigh(MASK), rtol=1e-6)
 
 
 def test_an_unknown_mode_names_the_nearest():
     with pytest.raises(UserError, match='"token-maen"; did you mean "token-mean"'):
         make_weigh("token-maen")
+
+
+def test_norm_tokens_is_bound():
+    weights = make_weigh("seq-mean-token-sum-norm", NORM)(MASK)
+    np.testing.assert_allclose(weights[MASK], 1 / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, 0.0, -4.0])
+def test_norm_tokens_is_needed_by_its_mode(norm):
+    with pytest.raises(UserError, match="needs norm_tokens, a positive number; got"):
+        make_weigh("seq-mean-token-sum-norm", norm)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "seq-mean-token-sum-norm"])
+def test_norm_tokens_is_refused_by_the_other_modes(mode):
+    with pytest.raises(UserError, match=f"the aggregation is {mode}$"):
+        make_weigh(mode, NORM)

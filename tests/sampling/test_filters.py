@@ -81,7 +81,6 @@ def test_none_leaves_a_filter_out():
     np.testing.assert_array_equal(make_filter()(LOGITS), LOGITS)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the rounded sum reaches 1 before the tail")
 def test_a_top_p_of_1_is_no_limit():
     """verl's default. Rounding must not cut the tail off."""
     logits = jnp.linspace(0.0, -20.0, 64)

@@ -56,13 +56,32 @@ def test_state_and_metrics_are_those_of_the_stages():
     assert {"length_penalty_mean", "reference_kl", "response_length_p95"} <= metrics.keys()
 
 
+def stage(change, **metrics):
+    def apply(rewards, state, rollout):
+        return rewards.replace(response=change(rewards.response)), state, metrics
+
+    return Transform(lambda: (), apply)
+
+
+def test_a_metric_that_an_earlier_stage_has_too_bears_its_stages_name():
+    narrow, wide = length_band(2, 4, weight=0.25), length_band(2, 5, weight=0.9)
+    _, _, metrics = apply(chain(narrow=narrow, wide=wide))
+    # 6 tokens: 2 beyond 4 at a scale of 2, 1 beyond 5 at a scale of 3; a mean over two rows
+    np.testing.assert_allclose(metrics["length_penalty_mean"], 0.25 / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["wide/length_penalty_mean"], 0.1 / 2, rtol=1e-6)
+    assert float(metrics["length_overlong_tokens"]) == 1.0
+    assert float(metrics["wide/length_overlong_tokens"]) == 0.0
+    assert not any(name.startswith("narrow/") for name in metrics)
+
+
+def test_a_third_stage_of_the_same_metric_has_a_name_too():
+    same = [stage(lambda r: r, cost=jnp.float32(i)) for i in range(3)]
+    _, _, metrics = apply(chain(a=same[0], b=same[1], c=same[2]))
+    named = {name: float(value) for name, value in metrics.items() if "cost" in name}
+    assert named == {"cost": 0.0, "b/cost": 1.0, "c/cost": 2.0}
+
+
 def test_stages_follow_one_another():
-    def stage(change):
-        def apply(rewards, state, rollout):
-            return rewards.replace(response=change(rewards.response)), state, {}
-
-        return Transform(lambda: (), apply)
-
     double, add = stage(lambda r: 2 * r), stage(lambda r: r + 1)
     assert apply(chain(first=double, second=add))[0].response.tolist() == [3.0, 1.0]
     assert apply(chain(first=add, second=double))[0].response.tolist() == [4.0, 2.0]

@@ -196,8 +196,16 @@ def test_relative_to_reward_holds_the_mean_penalty_to_its_share():
     transform = length_band(
         1, 3, weight=1.0, scale_tokens=1.0, cap=None, relative_to_reward=0.1
     )  # fmt: skip
-    costs, _ = penalties(transform, [2, 6], raw=[1.0, 0.0])
+    costs, state = penalties(transform, [2, 6], raw=[1.0, 0.0])
     np.testing.assert_allclose(costs, [0.0, 0.1], rtol=1e-5, atol=1e-7)
+    # then nothing is earned: of the reward 0.9·0.5 remains over a weight of 1.9
+    costs, state = penalties(transform, [2, 6], state=state)
+    np.testing.assert_allclose(costs, [0.0, 0.2 * 0.45 / 1.9], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(state.reward_scale, (0.45, 1.9), rtol=1e-6)
+
+
+def test_without_relative_to_reward_no_scale_is_kept():
+    assert length_band(1, 3).init().reward_scale == ()
 
 
 @pytest.mark.parametrize("band", [(5, 3), (-1, 3)])
@@ -208,18 +216,16 @@ def test_a_band_upside_down_is_refused(band):
         length_metrics(*band)
 
 
-accepted = pytest.mark.xfail(strict=True, reason="bug: accepted in silence")
-
-
 @pytest.mark.parametrize(
     "keywords",
     [
         {"cap": 0.0},
         {"cap": -1.0},
         {"scale_tokens": -1.0},
-        pytest.param({"scale_tokens": 0.0}, marks=accepted),  # not silently the default
-        pytest.param({"weight": -0.3}, marks=accepted),  # pays for length: fault 1 by config
-        pytest.param({"relative_to_reward": -0.1}, marks=accepted),
+        {"scale_tokens": 0.0},  # not silently the default
+        {"weight": -0.3},  # pays for length: fault 1 by config
+        {"relative_to_reward": -0.1},
+        {"relative_to_reward": 0.0},
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(keywords):

@@ -1,58 +1,91 @@
-"""A penalty held to a share of the reward's magnitude."""
+"""A penalty held, in every batch, to a share of the reward's running magnitude."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from builders import few
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rljax.shaping.scale import bound_to_reward, init_magnitudes
+from rljax.shaping.scale import bound_to_reward, init_scale
+
+PENALTY = jnp.array([2.0, 0.0, 4.0])  # of mean 2
 
 
 def test_by_hand():
-    penalty, raw = jnp.array([2.0, 0.0, 4.0]), jnp.array([1.0, -1.0, 1.0])
-    # batch 1: magnitudes 1 and 2, so that the factor is 0.1·1/2
-    bounded, state = bound_to_reward(penalty, raw, init_magnitudes(), share=0.1)
+    # batch 1 earns 1 in magnitude: a mean of 2 is brought down to 0.1·1
+    raw = jnp.array([1.0, -1.0, 1.0])
+    bounded, state = bound_to_reward(PENALTY, raw, init_scale(), share=0.1)
     np.testing.assert_allclose(bounded, [0.1, 0.0, 0.2], rtol=1e-6)
-    # batch 2 earns nothing: 0.9·1 + 0 and 0.9·2 + 2, so that the factor is 0.1·0.9/3.8
-    bounded, state = bound_to_reward(penalty, jnp.zeros(3), state, share=0.1)
-    np.testing.assert_allclose(bounded, np.array([2.0, 0.0, 4.0]) * 0.09 / 3.8, rtol=1e-6)
-    np.testing.assert_allclose([state.reward, state.penalty], [0.9, 3.8], rtol=1e-6)
+    np.testing.assert_allclose(state, (1.0, 1.0), rtol=1e-6)
+    # batch 2 earns nothing: (0.9·1 + 0) / (0.9 + 1)
+    bounded, state = bound_to_reward(PENALTY, jnp.zeros(3), state, share=0.1)
+    np.testing.assert_allclose(bounded, PENALTY * 0.1 * (0.9 / 1.9) / 2, rtol=1e-6)
+    np.testing.assert_allclose(state, (0.9, 1.9), rtol=1e-6)
+    # batch 3 earns 2: (0.9·0.9 + 2) / (0.9·1.9 + 1)
+    bounded, state = bound_to_reward(PENALTY, 2.0 * raw, state, share=0.1)
+    np.testing.assert_allclose(bounded, PENALTY * 0.1 * (2.81 / 2.71) / 2, rtol=1e-6)
+    np.testing.assert_allclose(state, (2.81, 2.71), rtol=1e-6)
+
+
+def test_decay_0_forgets_all_but_this_batch():
+    _, state = bound_to_reward(PENALTY, jnp.full(3, 9.0), init_scale(), share=0.1, decay=0.0)
+    bounded, _ = bound_to_reward(PENALTY, jnp.ones(3), state, share=0.1, decay=0.0)
+    np.testing.assert_allclose(bounded, PENALTY * 0.1 / 2, rtol=1e-6)
 
 
 def test_a_small_penalty_is_left_as_it_is():
     penalty = jnp.array([0.01, 0.05])
-    bounded, _ = bound_to_reward(penalty, jnp.ones(2), init_magnitudes(), share=0.1)
+    bounded, _ = bound_to_reward(penalty, jnp.ones(2), init_scale(), share=0.1)
     np.testing.assert_array_equal(bounded, penalty)
 
 
-@pytest.mark.parametrize("size", [0.01, 1.0, 1000.0])
-def test_over_time_the_mean_penalty_is_no_more_than_its_share(size):
-    key_penalty, key_raw = jax.random.split(jax.random.key(0))
-    penalties = size * jax.random.uniform(key_penalty, (200, 4)) ** 4
-    raws = jax.random.uniform(key_raw, (200, 4), minval=-1.0)
+def test_a_small_batch_saves_nothing_for_a_large_one():
+    """The bound is on every batch, and not on an average over them."""
+    state = init_scale()
+    for _ in range(20):
+        _, state = bound_to_reward(jnp.zeros(3), jnp.ones(3), state, share=0.1)
+    bounded, _ = bound_to_reward(PENALTY, jnp.ones(3), state, share=0.1)
+    np.testing.assert_allclose(bounded.mean(), 0.1, rtol=1e-6)
 
-    def batch(state, drawn):
-        bounded, state = bound_to_reward(*drawn, state, share=0.1)
-        return state, bounded
 
-    _, bounded = jax.lax.scan(batch, init_magnitudes(), (penalties, raws))
-    share = float(bounded.mean() / jnp.abs(raws).mean())
-    if size < 0.1:
-        np.testing.assert_array_equal(bounded, penalties)
-    else:
-        assert 0.08 < share < 0.102  # a running mean of ten batches: 2 % off, and not halved either
+def test_a_large_batch_is_not_held_against_the_next():
+    state = init_scale()
+    _, state = bound_to_reward(1000.0 * PENALTY, jnp.ones(3), state, share=0.1)
+    penalty = jnp.array([0.01, 0.0, 0.2])
+    bounded, _ = bound_to_reward(penalty, jnp.ones(3), state, share=0.1)
+    np.testing.assert_array_equal(bounded, penalty)
+
+
+numbers = st.floats(0, 1000, width=32)
+batches = st.lists(st.tuples(numbers, numbers, st.floats(-4, 4, width=32)), min_size=8, max_size=8)
+jitted = jax.jit(lambda *args: bound_to_reward(*args, share=0.1))
+
+
+@few
+@given(batches)
+def test_no_batch_exceeds_its_share_and_none_is_cut_more_than_needed(batches):
+    state, magnitudes = init_scale(), []
+    for one, other, raw in batches:
+        penalty = np.array([one, other], np.float32)
+        magnitudes.append(abs(raw) / 2)
+        bounded, state = jitted(penalty, np.array([raw, 0.0], np.float32), state)
+        weights = 0.9 ** np.arange(len(magnitudes))[::-1]
+        bound = 0.1 * np.average(magnitudes, weights=weights)
+        assert bounded.mean() <= bound * (1 + 1e-5)
+        expected = penalty * min(1.0, bound / max(penalty.mean(), 1e-8))
+        np.testing.assert_allclose(bounded, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_nothing_earned_means_nothing_paid_and_nothing_to_pay_stays_finite():
-    bounded, _ = bound_to_reward(jnp.ones(2), jnp.zeros(2), init_magnitudes(), share=0.1)
+    bounded, _ = bound_to_reward(jnp.ones(2), jnp.zeros(2), init_scale(), share=0.1)
     assert not bounded.any()
-    bounded, state = bound_to_reward(jnp.zeros(2), jnp.zeros(2), init_magnitudes(), share=0.1)
+    bounded, state = bound_to_reward(jnp.zeros(2), jnp.zeros(2), init_scale(), share=0.1)
     assert not bounded.any()
     assert np.isfinite(state).all()
 
 
 def test_compiled_equals_eager():
-    drawn = jnp.array([2.0, 4.0]), jnp.array([1.0, 0.0]), init_magnitudes()
+    drawn = jnp.array([2.0, 4.0]), jnp.array([1.0, 0.0]), init_scale()
     eager = bound_to_reward(*drawn, share=0.1)
-    compiled = jax.jit(lambda *x: bound_to_reward(*x, share=0.1))(*drawn)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), compiled, eager)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jitted(*drawn), eager)
