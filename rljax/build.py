@@ -8,12 +8,12 @@ import jax
 from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
-from rljax import algorithms, models, resolve, rewards, shaping, tasks
+from rljax import algorithms, resolve, rewards, shaping, tasks
 from rljax.config import Config, Source
-from rljax.errors import UserError
+from rljax.errors import UserError, multiples
 from rljax.host.data import PromptTable, demonstration_batches, prompt_batches, read_jsonl
 from rljax.logprobs import token_logprobs, token_values
-from rljax.models import DecoderConfig, decoder
+from rljax.models import DecoderConfig, decoder, families
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
 from rljax.train import (
@@ -93,7 +93,7 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     def keywords(fn, given: Mapping[str, Any], where: str, **more):
         return resolve.arguments(fn, given, context=context | more, where=where)
 
-    decoder_config = resolve.call(config.model, models, context=context, where="model")
+    decoder_config = resolve.call(config.model, families, context=context, where="model")
     _expect(decoder_config, DecoderConfig, "model")
     algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
     _expect(algorithm, Algorithm, "algorithm")
@@ -129,8 +129,9 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         for role in trained
     }
     rows = config.data.prompts_per_step * sample.keywords["group_size"]
-    check_rows(rows, update.get("minibatches", 1), update.get("microbatches", 1))
+    parts = (update.get("minibatches", 1), update.get("microbatches", 1))
     _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
+    check_rows(rows, *parts, row_shards(mesh))
 
     def forward(params, batch):
         masks = (batch.tokens, batch.mask)
@@ -288,7 +289,7 @@ def _check_shards(where: str, count: int, mesh: Mesh) -> None:
     if count % shards:
         raise UserError(
             f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
-            f"{max(count // shards, 1) * shards} or {(count // shards + 1) * shards} would"
+            f"{multiples(count, shards)} would"
         )
 
 

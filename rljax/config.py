@@ -6,8 +6,9 @@ from typing import Any
 import pydantic
 import yaml
 
-from rljax import algorithms, models, resolve, rewards, shaping
+from rljax import algorithms, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
+from rljax.models import families
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
@@ -147,7 +148,7 @@ def resolved(config: Config) -> dict[str, Any]:
     tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
     tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
     tree["update"] = resolve.defaults(make_update) | config.update
-    tree["model"] = resolve.explicit(config.model, models, "model")
+    tree["model"] = resolve.explicit(config.model, families, "model")
     tree["algorithm"] = resolve.explicit(config.algorithm, algorithms, "algorithm")
     tree["rewards"] = {
         name: resolve.explicit(node, rewards, f"rewards.{name}")

@@ -18,3 +18,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}(valid: {', '.join(valid)})"
+
+
+def multiples(count: int, divisor: int) -> str:
+    """The multiples of ``divisor`` next to ``count``, as text.
+
+    >>> multiples(12, 8), multiples(5, 8)
+    ('8 or 16', '8')
+    """
+    less = count // divisor * divisor
+    return " or ".join(str(n) for n in sorted({less or divisor, less + divisor}))

@@ -48,8 +48,7 @@ class Run:
         self._started = time.perf_counter()
         self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
-        temperature = built.sample.keywords["temperature"]
-        self._evaluate = jax.jit(make_evaluate(built.sample, built.judge, temperature=temperature))
+        self._evaluation = None  # compiled when it is first asked for
 
     def run(self) -> None:
         """Runs to the end, from the newest checkpoint if there is one."""
@@ -89,7 +88,14 @@ class Run:
 
     def evaluate(self, state: TrainState):
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
-        judged = self._evaluate(state, self.built.heldout, jax.random.key(self.config.seed))
+        inputs = (state, self.built.heldout, jax.random.key(self.config.seed))
+        if self._evaluation is None:
+            built = self.built
+            temperature = built.sample.keywords["temperature"]
+            evaluate = make_evaluate(built.sample, built.judge, temperature=temperature)
+            with self._compiling("evaluation"):
+                self._evaluation = jax.jit(evaluate).lower(*inputs).compile()
+        judged = self._evaluation(*inputs)
         check_finite(to_host(judged.metrics), "on the held-out prompts")
         rollout, rewards = jax.device_get((judged.rollout, judged.rewards))
         return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
@@ -114,6 +120,17 @@ class Run:
             "compile_seconds": self._earlier["compile_seconds"] + self._compile_seconds,
         }
 
+    @contextlib.contextmanager
+    def _compiling(self, what: str):
+        """Says that ``what`` is being compiled, and how long it took."""
+        self.terminal.say("compiling", f"compiling: {what} …", program=what)
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._compile_seconds += seconds
+        text = f"compiled: {what}, in {seconds:.1f} s"
+        self.terminal.say("compiled", text, program=what, seconds=round(seconds, 2))
+
     def _starting_policy(self) -> Params:
         """The policy before reinforcement learning."""
         warm_start, policy = self.built.warm_start, self.built.models["policy"]
@@ -135,19 +152,17 @@ class Run:
         done = int(state.step)
         changes: dict[str, float] = {}
 
-        def on_compile(seconds: float) -> None:
-            self._compile_seconds += seconds
-            text = f"compiled the {phase.name} step in {seconds:.1f} s"
-            self.terminal.say("compiled", text, phase=phase.name, seconds=round(seconds, 2))
-
         def on_step(step: int, metrics: dict[str, float]) -> None:
             bar.step(step, {k: metrics[name] for k, name in SHOWN.items() if name in metrics})
             for name, value in moved_controllers(changes, metrics).items():
                 text = f"step {step}: {name} is now {value:.4g}"
                 self.terminal.say("controller", text, step=step, name=name, value=value)
 
+        def compiling():
+            return self._compiling(phase.name)
+
         _, shardings = self._abstract(phase)
-        step = CompiledStep(phase.train_step, shardings, self.built.mesh, on_compile)
+        step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling)
         records = Records(self._folder(phase) / "metrics.jsonl", up_to_step=done)
         with (
             contextlib.closing(records),

@@ -88,7 +88,8 @@ def test_output_that_is_no_terminal_is_json_lines(undisturbed):
     assert next(event["event"] for event in events) == "start"
     assert events[-1]["event"] == "done"
     assert events[-1]["summary"]["steps"] == 24
-    assert {e["phase"] for e in events if e["event"] == "compiled"} == {"warm_start", "train"}
+    compiled = {e["program"] for e in events if e["event"] == "compiled"}
+    assert compiled == {"warm_start", "evaluation", "train"}
     assert len(out.splitlines()) < 60
 
 
@@ -169,8 +170,7 @@ def refused(capsys, *settings: str) -> str:
         ("length={min_tokens: 9, max_tokens: 8}", "min_tokens=9, max_tokens=8"),
         ("data.eval=nowhere.jsonl", "cannot read the data file nowhere.jsonl"),
         ("data.prompts_per_step=12", "8 or 16 would"),
-        ("update.minibatches=3", "15 or 18 would"),
-        ("rewards.correct.marker=ab", 'marker "ab" must be one token'),
+        ("update.minibatches=3", "micro-batches over 8 row shard(s); 24 would"),
         ("rewards.correct=absent_module:reward", 'cannot import "absent_module"'),
         ("reward_weights={corect: 1}", 'did you mean "correct"?'),
         ("optimizer.policy.learning_rate=0", "needs learning_rate > 0"),
@@ -217,9 +217,10 @@ def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
         settings = ("warm_start=null", f"rewards.correct=bad_rewards:{name}", "run_dir=run")
         return refused(capsys, *settings)
 
-    assert "one number per response, shape (32,); it returned shape (32, 20)" in says("per_token")
+    assert "one number per response, shape (16,); it returned shape (16, 20)" in says("per_token")
     assert "gave 32 non-finite value(s) on the held-out prompts" in says("nan")
     assert "raised AttributeError" in says("raising")
+    assert 'marker "ab" must be one token' in refused(capsys, "rewards.correct.marker=ab")
     assert not (tmp_path / "run" / "checkpoints" / "0").exists()
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,24 +19,28 @@ from rljax.types import Metrics, TrainState
 class CompiledStep:
     """A step compiled ahead of time, once for each shape of batch, its state donated.
 
-    The state's shardings are pinned, so that every step's state can enter the next.
+    The state's shardings are pinned, so that every step's state can enter the next. A compilation
+    happens within ``compiling()``, which may announce and time it.
     """
 
     def __init__(
-        self, step, shardings: TrainState, mesh: Mesh, on_compile: Callable[[float], None]
+        self,
+        step,
+        shardings: TrainState,
+        mesh: Mesh,
+        compiling: Callable[[], AbstractContextManager],
     ):
         self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         self._rows = row_sharding(mesh)
         self._programs: dict[Any, Any] = {}
-        self._on_compile = on_compile
+        self._compiling = compiling
 
     def prepare(self, state: TrainState, batch: PyTree) -> PyTree:
         """The batch on the devices; compiles the step if its shapes are new."""
         batch = jax.tree.map(lambda x: jax.device_put(x, self._rows), batch)
         if _shapes(batch) not in self._programs:
-            start = time.perf_counter()
-            self._programs[_shapes(batch)] = self._jitted.lower(state, batch).compile()
-            self._on_compile(time.perf_counter() - start)
+            with self._compiling():
+                self._programs[_shapes(batch)] = self._jitted.lower(state, batch).compile()
         return batch
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:

@@ -5,6 +5,8 @@ from typing import Literal
 from rljax.errors import UserError
 from rljax.models.transformer import DecoderConfig
 
+__all__ = ["llama"]
+
 
 def llama(
     *,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from rljax.errors import UserError
+from rljax.errors import UserError, multiples
 from rljax.losses.aggregate import token_weights
 from rljax.sharding import spread_rows
 from rljax.types import Experience, Loss, Metrics, Optimizers, Outputs, Params, TrainState, Weigh
@@ -77,13 +77,14 @@ def make_update(
     return update
 
 
-def check_rows(rows: int, minibatches: int, microbatches: int) -> None:
-    """Raises ``UserError`` unless the rows of a step divide into its micro-batches."""
-    parts = minibatches * microbatches
+def check_rows(rows: int, minibatches: int, microbatches: int, shards: int = 1) -> None:
+    """Raises ``UserError`` unless the rows of a step divide into its micro-batches, and each of
+    these over the ``shards`` of the mesh."""
+    parts = minibatches * microbatches * shards
     if rows % parts:
         raise UserError(
             f"{rows} rows per step do not divide into {minibatches} minibatches of {microbatches} "
-            f"micro-batches; {rows - rows % parts or parts} or {rows - rows % parts + parts} would"
+            f"micro-batches over {shards} row shard(s); {multiples(rows, parts)} would"
         )
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from builders import few
@@ -38,7 +39,8 @@ def test_a_number_is_a_fixed_controller_and_a_controller_itself():
 
 
 @pytest.mark.parametrize("other", [length_metrics(1, 2), "0.5", None])
-def test_what_is_neither_is_refused(other):
+def test_what_is_neither_is_refused(other, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for users
     with pytest.raises(UserError, match=f"such as drift, not a {type(other).__name__}$"):
         as_controller(other)
 

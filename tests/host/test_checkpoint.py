@@ -1,0 +1,208 @@
+"""Checkpoints: bit by bit what was saved, on whatever mesh, and none that is half written."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.errors import UserError
+from rljax.host.checkpoint import Checkpoints
+from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band
+from rljax.sharding import make_mesh
+from rljax.train import adamw, init_state, place, state_shardings
+from rljax.types import Model
+
+OPTIMIZERS = {"policy": adamw(learning_rate=0.1, total_steps=4, updates_per_step=1)}
+SHAPING = chain(
+    length=length_band(
+        2, 4, drift(0.3, limit=0.9, factor=1.5), scale_tokens=2.0, relative_to_reward=0.1
+    ),
+    kl=kl_penalty(adaptive_kl(0.5)),
+)
+AXES = {"gate": ("embed", "mlp"), "norm": ("embed",)}
+MODELS = dict.fromkeys(("policy", "reference"), Model(None, None, None, None, AXES))
+
+
+def begin(key, width=4):
+    """A state in which no two numbers are alike, as after some steps."""
+
+    def numbers(key):
+        return {"gate": jax.random.normal(key, (8, width)), "norm": jax.random.normal(key, (8,))}
+
+    keys = jax.random.split(key, 4)
+    params = {"policy": numbers(keys[0])}
+    state = init_state(
+        key=keys[1],
+        params=params,
+        frozen={"reference": numbers(keys[2])},
+        optimizers=OPTIMIZERS,
+        shaping=jax.tree.map(lambda x: x + jnp.ones((), x.dtype), SHAPING.init()),
+    )
+    gradient = numbers(keys[3])
+    _, opt_state = OPTIMIZERS["policy"].update(
+        gradient, state.opt_state["policy"], params["policy"]
+    )
+    return state.replace(step=jnp.int32(7), opt_state={"policy": opt_state})
+
+
+def mesh_of(count, **sizes):
+    return make_mesh(jax.devices()[:count], **sizes)
+
+
+CUBE = mesh_of(8, data=2, fsdp=2, tensor=2)
+
+
+def placed(mesh=CUBE, seed=0):
+    roles = {"models": MODELS, "optimizers": OPTIMIZERS, "mesh": mesh}
+    return place(begin, jax.random.key(seed), **roles)
+
+
+def abstract(mesh=CUBE, **keywords):
+    """What is to be restored, with a sharding on every leaf."""
+    state = jax.eval_shape(lambda key: begin(key, **keywords), jax.random.key(0))
+    shardings = state_shardings(state, MODELS, OPTIMIZERS, mesh)
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings
+    )
+
+
+def opened(folder, *, every_steps=1, keep=2):
+    return contextlib.closing(Checkpoints(folder, every_steps=every_steps, keep=keep))
+
+
+def save(folder, *steps, state=None, force=False, **settings):
+    with opened(folder, **settings) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, placed() if state is None else state, {"at": step}, force=force)
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def on_host(state):
+    """Every leaf as bytes by its path, the typed key as its data."""
+    state = state.replace(key=jax.random.key_data(state.key))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A state on eight devices, and the folder of its checkpoint."""
+    folder, state = tmp_path_factory.mktemp("saved"), placed()
+    save(folder, 7, state=state)
+    return folder, state
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [mesh_of(1), CUBE, mesh_of(8, fsdp=8), mesh_of(4, data=2, tensor=2)],
+    ids=lambda mesh: "x".join(map(str, mesh.shape.values())),
+)
+def test_restored_bitwise_onto_any_mesh(saved, mesh):
+    folder, state = saved
+    wanted = abstract(mesh)
+    with opened(folder) as checkpoints:
+        restored, progress = checkpoints.restore(wanted)
+    assert progress == {"at": 7}
+    assert jax.tree.structure(restored) == jax.tree.structure(state)  # its NamedTuples too
+    assert on_host(restored) == on_host(state)
+    jax.tree.map(lambda leaf, asked: leaf.sharding == asked.sharding or 1 / 0, restored, wanted)
+    split = wanted.params["policy"]["gate"].sharding.shard_shape((8, 4))
+    assert restored.params["policy"]["gate"].addressable_shards[0].data.shape == split
+    assert restored.opt_state["policy"][1][0].mu["gate"].addressable_shards[0].data.shape == split
+
+
+def test_the_key_draws_on_as_the_saved_one(saved):
+    folder, state = saved
+    with opened(folder) as checkpoints:
+        restored, _ = checkpoints.restore(abstract(mesh_of(1)))
+    assert jax.dtypes.issubdtype(restored.key.dtype, jax.dtypes.prng_key)
+    np.testing.assert_array_equal(
+        jax.random.normal(restored.key, 3), jax.random.normal(state.key, 3)
+    )
+
+
+def test_a_donated_state_was_saved_as_it_was(tmp_path):
+    """Writing goes on while the next step takes the state's buffers."""
+    state = placed(seed=1)
+    expected = on_host(state)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        clear = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
+        clear(state.params), clear(state.opt_state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    with opened(tmp_path) as checkpoints:
+        assert on_host(checkpoints.restore(abstract())[0]) == expected
+
+
+def test_keep_keeps_the_newest(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, keep=2)
+    assert steps_in(tmp_path) == [3, 4]
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 4
+        assert checkpoints.restore(abstract())[1] == {"at": 4}
+
+
+def test_only_the_steps_that_are_due_are_saved(tmp_path):
+    save(tmp_path, 3, 4, 5, 6, 7, every_steps=3, keep=9)
+    assert steps_in(tmp_path) == [3, 6]
+
+
+def test_the_last_step_is_forced_and_not_written_twice(tmp_path):
+    with opened(tmp_path, every_steps=3) as checkpoints:
+        checkpoints.save(0, placed(), {}, force=True)
+        checkpoints.save(3, placed(), {"first": True})
+        checkpoints.save(3, placed(), {"first": False}, force=True)
+        checkpoints.save(4, placed(), {})
+        checkpoints.save(5, placed(), {"first": True}, force=True)
+    assert steps_in(tmp_path) == [3, 5]
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.restore(abstract())[1] == {"first": True}
+
+
+def test_an_empty_folder_has_no_latest(tmp_path):
+    with opened(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
+    save(tmp_path, 1, 2)
+    unfinished = tmp_path / "3.orbax-checkpoint-tmp"
+    (tmp_path / "2").rename(unfinished)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        assert checkpoints.restore(abstract())[1] == {"at": 1}
+        checkpoints.save(3, placed(), {"at": 3})
+    assert not unfinished.exists()
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 3
+
+
+def test_another_shape_is_refused_by_the_name_of_its_leaf(saved):
+    folder, _ = saved
+    said = (
+        r"7 is of a different model: frozen/reference/gate is \(8, 4\) there and \(8, 6\) in the "
+        "config; use that run's config, or another run_dir"
+    )
+    with opened(folder) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(abstract(width=6))
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_leaf_too_many_or_too_few_is_refused(saved, more):
+    folder, _ = saved
+    wanted = abstract()
+    bias = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=wanted.step.sharding)
+    policy = wanted.params["policy"]
+    params = policy | {"bias": bias} if more else {"gate": policy["gate"]}
+    said = (
+        r"params/policy/bias is absent there and \(3,\)"
+        if more
+        else r"params/policy/norm is \(8,\) there and absent in"
+    )
+    with opened(folder) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(wanted.replace(params={"policy": params}))

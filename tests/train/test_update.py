@@ -1,0 +1,207 @@
+"""Learning from experience: which rows make up an update, whose optimizer takes it, and weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax.errors import UserError
+from rljax.losses import make_weigh
+from rljax.losses.aggregate import MODES
+from rljax.train import init_state, make_update
+from rljax.train.update import check_rows
+from rljax.types import Experience, Outputs
+
+ROWS = 8
+
+
+def recorder(updates: int) -> optax.GradientTransformation:
+    """Changes nothing, and keeps every gradient in its state, in the order of their coming."""
+
+    def init(params):
+        return jnp.int32(0), jax.tree.map(lambda x: jnp.zeros((updates, *x.shape)), params)
+
+    def update(gradient, state, params):
+        count, kept = state
+        kept = jax.tree.map(lambda old, new: old.at[count].set(new), kept, gradient)
+        return jax.tree.map(jnp.zeros_like, gradient), (count + 1, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+# A row is its own token, and a parameter is a weight for it: a gradient is the rows it came from.
+
+
+def count_rows(seed=0, **counts):
+    """The final state of a learner that counts rows; its parameters begin at 0."""
+    updates = counts.get("epochs", 1) * counts.get("minibatches", 1)
+    optimizers = {"policy": recorder(updates)}
+
+    def forward(params, batch):
+        return Outputs(params["policy"][batch.tokens], jnp.zeros(batch.tokens.shape))
+
+    def loss(outputs, batch):
+        return jnp.sum(batch.loss_weights * outputs.logprobs), {"loss": jnp.float32(1.0)}
+
+    weigh = lambda mask: mask.astype(jnp.float32)  # noqa: E731
+    state = init_state(
+        key=jax.random.key(9), params={"policy": jnp.zeros(ROWS)}, optimizers=optimizers
+    )
+    tokens = jnp.arange(ROWS)[:, None]
+    mask = jnp.ones(tokens.shape, bool)
+    update = jax.jit(make_update(forward, loss, weigh, optimizers, **counts))
+    experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
+    new_state, _ = update(state, experience, jax.random.key(seed))
+    return new_state
+
+
+def gradients(**counts):
+    """How often each update saw each row: [updates, rows]."""
+    count, kept = count_rows(**counts).opt_state["policy"]
+    assert int(count) == len(kept)
+    return np.asarray(kept)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "minibatches", "microbatches"), [(1, 1, 1), (3, 1, 2), (2, 4, 1), (2, 2, 4)]
+)
+def test_every_row_is_used_once_in_every_epoch(epochs, minibatches, microbatches):
+    counts = {"epochs": epochs, "minibatches": minibatches, "microbatches": microbatches}
+    seen = gradients(**counts)
+    assert seen.shape == (epochs * minibatches, ROWS)  # as many updates
+    assert set(np.unique(seen)) <= {0.0, 1.0}
+    assert (seen.sum(axis=1) == ROWS // minibatches).all()
+    assert (seen.reshape(epochs, minibatches, ROWS).sum(axis=1) == 1).all()
+
+
+def test_every_epoch_is_shuffled_anew_by_the_key_alone():
+    counts = {"epochs": 3, "minibatches": 4}
+    seen = gradients(**counts)
+    epochs = {epoch.tobytes() for epoch in seen.reshape(3, 4, ROWS)}
+    assert len(epochs) == 3
+    np.testing.assert_array_equal(seen, gradients(**counts))
+    assert not np.array_equal(seen, gradients(**counts, seed=1))
+
+
+def test_the_rest_of_the_state_is_left_alone():
+    state = count_rows(epochs=2)
+    assert int(state.step) == 0  # the train step counts
+    assert (
+        jax.random.key_data(state.key).tolist() == jax.random.key_data(jax.random.key(9)).tolist()
+    )
+    assert not state.params["policy"].any()
+
+
+# Rows of 1 to 4 tokens of 4, a policy and a critic that are both linear in the token.
+
+LENGTHS = np.array([1, 4, 2, 3, 4, 1, 1, 2])
+MASK = jnp.asarray(np.arange(4) < LENGTHS[:, None])
+TOKENS = jnp.asarray(np.arange(1, 33).reshape(8, 4) % 7)
+RETURNS = jnp.asarray(np.linspace(-1.0, 2.0, 32).reshape(8, 4), jnp.float32)
+EXPERIENCE = Experience(tokens=TOKENS, mask=MASK, action_mask=MASK, returns=RETURNS)
+PARAMS = {"policy": {"slope": jnp.float32(0.5)}, "value": {"slope": jnp.float32(0.25)}}
+
+
+def forward(params, batch):
+    x = batch.tokens.astype(jnp.float32)
+    logprobs = jax.nn.log_sigmoid(params["policy"]["slope"] * x)
+    return Outputs(logprobs, jnp.zeros(x.shape), params["value"]["slope"] * x)
+
+
+def loss(outputs, batch):
+    error = jnp.square(outputs.values - batch.returns)
+    total = jnp.sum(batch.loss_weights * (error - outputs.logprobs))
+    return total, {"loss": total, "mean": jnp.sum(batch.mean_weights * outputs.values)}
+
+
+def learn(optimizers, mode="token-mean", **counts):
+    norm = 4.0 if mode == "seq-mean-token-sum-norm" else None
+    update = make_update(forward, loss, make_weigh(mode, norm), optimizers, **counts)
+    state = init_state(key=jax.random.key(0), params=PARAMS, optimizers=optimizers)
+    return jax.jit(update)(state, EXPERIENCE, jax.random.key(1))
+
+
+def slopes_by_hand(rows=slice(None)):
+    """The gradients of the token mean, in NumPy: of the policy and of the critic."""
+    kept = np.asarray(MASK)[rows]
+    x, returns = np.asarray(TOKENS)[rows][kept], np.asarray(RETURNS)[rows][kept]
+    return np.mean(-x / (1 + np.exp(0.5 * x))), np.mean(2 * (0.25 * x - returns) * x)
+
+
+def test_each_role_is_updated_by_its_own_optimizer():
+    state, metrics = learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.5)})
+    policy, value = slopes_by_hand()
+    assert float(state.params["policy"]["slope"]) == 0.5
+    np.testing.assert_allclose(state.params["value"]["slope"], 0.25 - 0.5 * value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy/grad_norm"], abs(policy), rtol=1e-5)
+    np.testing.assert_allclose(metrics["value/grad_norm"], abs(value), rtol=1e-5)
+    state, _ = learn({"policy": optax.sgd(2.0), "value": optax.sgd(0.0)})
+    np.testing.assert_allclose(state.params["policy"]["slope"], 0.5 - 2.0 * policy, rtol=1e-5)
+    assert float(state.params["value"]["slope"]) == 0.25
+
+
+def test_the_state_of_every_optimizer_moves_on():
+    optimizers = {"policy": optax.adam(0.1), "value": optax.sgd(0.1, momentum=0.9)}
+    state, _ = learn(optimizers, epochs=2, minibatches=2)
+    assert int(optax.tree.get(state.opt_state["policy"], "count")) == 4
+    assert float(state.opt_state["value"][0].trace["slope"]) != 0.0
+
+
+def test_an_update_starts_from_the_one_before():
+    rate = 0.01
+    both = {"policy": optax.sgd(0.0), "value": optax.sgd(rate)}
+    state, _ = learn(both, epochs=2)
+    _, first = slopes_by_hand()
+    curvature = 2 * np.mean(np.square(np.asarray(TOKENS)[np.asarray(MASK)]))
+    second = first - curvature * rate * first  # the loss is a parabola
+    np.testing.assert_allclose(
+        state.params["value"]["slope"], 0.25 - rate * (first + second), rtol=1e-5
+    )
+
+
+@functools.cache
+def recorded(mode, microbatches):
+    """The gradients of two minibatches by role, and the metrics."""
+    optimizers = {"policy": recorder(2), "value": recorder(2)}
+    state, metrics = learn(optimizers, mode, minibatches=2, microbatches=microbatches)
+    return {role: kept["slope"] for role, (_, kept) in state.opt_state.items()}, metrics
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_aggregation_is_over_the_whole_minibatch(mode, microbatches):
+    """Rows of different lengths, a minibatch of four: one row each would be a mean of means."""
+    jax.tree.map(
+        lambda split, whole: np.testing.assert_allclose(split, whole, rtol=1e-6, atol=1e-6),
+        recorded(mode, microbatches),
+        recorded(mode, 1),
+    )
+
+
+def test_metrics_are_means_over_the_updates():
+    both = {"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}
+    order = jax.random.permutation(jax.random.split(jax.random.key(1), 1)[0], ROWS).reshape(2, 4)
+    _, metrics = learn(both, minibatches=2)
+    kept = [np.asarray(TOKENS)[rows][np.asarray(MASK)[rows]] for rows in np.asarray(order)]
+    np.testing.assert_allclose(metrics["mean"], 0.25 * np.mean([x.mean() for x in kept]), rtol=1e-6)
+    norms = [abs(slopes_by_hand(rows)[1]) for rows in np.asarray(order)]
+    np.testing.assert_allclose(metrics["value/grad_norm"], np.mean(norms), rtol=1e-5)
+
+
+def test_rows_that_do_not_divide_are_refused_with_the_numbers_that_would():
+    check_rows(16, 4, 2)
+    said = "^12 rows per step do not divide into 4 minibatches of 2 micro-batches; 8 or 16 would$"
+    with pytest.raises(UserError, match=said):
+        check_rows(12, 4, 2)
+    both = {"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}
+    with pytest.raises(UserError, match="8 rows per step .* 6 or 9 would"):
+        learn(both, minibatches=3)
+
+
+@pytest.mark.parametrize("name", ["epochs", "minibatches", "microbatches"])
+def test_a_count_of_zero_is_refused(name):
+    with pytest.raises(UserError, match="must be at least 1"):
+        learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}, **{name: 0})
