@@ -61,7 +61,6 @@ class Build(NamedTuple):
 
     mesh: Mesh
     tokenizer: Any
-    eos_ids: tuple[int, ...]
     decoder: DecoderConfig
     models: dict[str, Model]  # by role
     warm_start: Phase | None
@@ -80,12 +79,11 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
     tokenizer = _tokenizer(config)
-    eos_ids = (tokenizer.eos_token_id,)
     context = {
         "tokenizer": tokenizer,
         "vocab_size": len(tokenizer),
         "pad_id": tokenizer.pad_token_id,
-        "eos_ids": eos_ids,
+        "eos_ids": (tokenizer.eos_token_id,),
         "seed": config.seed,
         **config.length.model_dump(),
     }
@@ -157,8 +155,8 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             shaping=shaper.init(),
         )
 
-    def prompts(source: Source, where: str, heldout: bool) -> PromptTable:
-        rows, name = _rows(source, config_dir, context | {"heldout": heldout}, where)
+    def prompts(source: Source, where: str) -> PromptTable:
+        rows, name = _rows(source, config_dir, context, where)
         return PromptTable(
             rows, tokenizer, source=name, max_prompt_tokens=config.data.max_prompt_tokens
         )
@@ -171,12 +169,12 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         begin,
         optimizers,
         prompt_batches(
-            prompts(config.data.train, "data.train", False),
+            prompts(config.data.train, "data.train"),
             prompts_per_step=config.data.prompts_per_step,
             seed=config.seed,
         ),
     )
-    heldout = prompts(config.data.eval, "data.eval", True)
+    heldout = prompts(config.data.eval, "data.eval")
     shards = row_shards(mesh)
     count = min(config.evaluation.prompts, len(heldout)) // shards * shards
     if count == 0:
@@ -184,7 +182,6 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     return Build(
         mesh=mesh,
         tokenizer=tokenizer,
-        eos_ids=eos_ids,
         decoder=decoder_config,
         models=roles,
         warm_start=_warm_start(config, config_dir, roles["policy"], context, mesh),

@@ -212,13 +212,14 @@ class Run:
     def _finish(self, state: TrainState) -> None:
         """Exports the policy, draws the curves, writes and shows the summary."""
         config, built, folder = self.config, self.built, self.folder
+        sampling = built.sample.keywords
         export_hf(
             folder / "policy",
             state.params["policy"],
             built.decoder,
             built.tokenizer,
-            eos_ids=built.eos_ids,
-            max_tokens=config.data.max_prompt_tokens + built.sample.keywords["max_tokens"],
+            eos_ids=sampling["eos_ids"],
+            max_tokens=config.data.max_prompt_tokens + sampling["max_tokens"],
         )
         evaluations = read_records(folder / "evaluations.jsonl")
         draw_curves(
