@@ -191,13 +191,29 @@ def test_metrics_are_means_over_the_updates():
     np.testing.assert_allclose(metrics["value/grad_norm"], np.mean(norms), rtol=1e-5)
 
 
-def test_rows_that_do_not_divide_are_refused_with_the_numbers_that_would():
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (
+            (12, 4, 2),
+            "12 rows per step do not divide into 4 minibatches of 2 micro-batches over 1 ",
+        ),
+        ((12, 4, 2), "; 8 or 16 would"),
+        ((3, 4, 2), "; 8 would"),
+        ((24, 2, 2, 4), "over 4 row shard(s); 16 or 32 would"),  # each micro-batch over the shards
+    ],
+)
+def test_rows_that_do_not_divide_are_refused_with_the_numbers_that_would(counts, said):
+    with pytest.raises(UserError) as error:
+        check_rows(*counts)
+    assert said in str(error.value)
+
+
+def test_rows_that_do_divide_pass_and_a_step_of_others_is_refused():
     check_rows(16, 4, 2)
-    said = "^12 rows per step do not divide into 4 minibatches of 2 micro-batches; 8 or 16 would$"
-    with pytest.raises(UserError, match=said):
-        check_rows(12, 4, 2)
+    check_rows(32, 2, 2, 4)
     both = {"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}
-    with pytest.raises(UserError, match="8 rows per step .* 6 or 9 would"):
+    with pytest.raises(UserError, match=r"8 rows per step .* 6 or 9 would"):
         learn(both, minibatches=3)
 
 

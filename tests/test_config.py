@@ -1,0 +1,288 @@
+"""From YAML and overrides to a configuration: what may be set, what is refused, what is written."""
+
+import jax
+import pytest
+import yaml
+from tiny import CONFIG, tiny_build
+
+from rljax.build import abstract_state, build
+from rljax.config import apply_override, builtin_config, load_config, resolved
+from rljax.errors import UserError
+
+DRIFT = "shaping.length.weight={fn: drift, start: 1, limit: 4, factor: 1.5}"
+
+
+def load(*overrides):
+    return load_config(CONFIG, list(overrides))
+
+
+def written(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def overridden(tree, *overrides):
+    for override in overrides:
+        apply_override(tree, override)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("x=1", 1),
+        ("x=6.0e-4", 0.0006),
+        ("x=true", True),
+        ("x=null", None),
+        ("x=", None),
+        ("x=text", "text"),
+        ("x=a=b", "a=b"),
+        ("x=own.module:fn", "own.module:fn"),
+        ("x={fn: drift, start: 0.5, at: [1, 2]}", {"fn": "drift", "start": 0.5, "at": [1, 2]}),
+    ],
+)
+def test_a_value_is_read_as_yaml(override, value):
+    tree = overridden({"x": "before", "y": 3}, override)
+    assert tree == {"x": value, "y": 3}
+    assert type(tree["x"]) is type(value)
+
+
+def test_a_path_leads_into_nested_nodes():
+    tree = {"shaping": {"length": {"fn": "length_band", "weight": {"fn": "drift", "start": 1}}}}
+    overridden(tree, "shaping.length.weight.start=2", "shaping.length.cap=null")
+    assert tree["shaping"]["length"] == {
+        "fn": "length_band",
+        "weight": {"fn": "drift", "start": 2},
+        "cap": None,
+    }
+
+
+def test_keys_below_a_name_make_it_a_node():
+    assert overridden({"model": "llama"}, "model.layers=2", "model.width=8") == {
+        "model": {"fn": "llama", "layers": 2, "width": 8}
+    }
+
+
+def test_what_is_absent_or_null_grows_on_the_way():
+    assert overridden({"shaping": None}, "shaping.kl.fn=kl_penalty", "mesh.data=2") == {
+        "shaping": {"kl": {"fn": "kl_penalty"}},
+        "mesh": {"data": 2},
+    }
+
+
+def test_the_last_override_wins():
+    assert load("seed=1", "seed=2").seed == 2
+    assert load("model=own:model", "model.layers=5").model == {"fn": "own:model", "layers": 5}
+    assert load("model.layers=5", "model=own:model").model == "own:model"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", 'cannot read "seed": overrides are key=value'),
+        ("=1", 'cannot read "=1"'),
+        ("seed={", 'cannot read the value of "seed={"'),
+        ("seed.x=1", '"seed.x=1": seed has no keys below it'),
+        ("model.layers.x.y=1", '"model.layers.x.y=1": model.layers has no keys below it'),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused(override, said):
+    with pytest.raises(UserError) as error:
+        load(override)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("off", ["shaping=off", "shaping=null", "shaping=false", "shaping={}"])
+def test_shaping_off_drops_every_stage(off):
+    config = load(off)
+    assert config.shaping_stages() == {}
+    assert resolved(config)["shaping"] == {}
+
+
+def test_a_stage_that_is_null_is_dropped():
+    assert load().shaping_stages().keys() == {"length", "kl"}
+    config = load("shaping.length=null")
+    assert config.shaping_stages().keys() == {"kl"}
+    assert resolved(config)["shaping"].keys() == {"kl"}
+
+
+def test_without_a_stage_that_needs_it_there_is_no_reference():
+    assert tiny_build().models.keys() == {"policy", "value", "reference"}
+    assert tiny_build("shaping.kl=null").models.keys() == {"policy", "value"}
+    assert tiny_build("shaping=off").models.keys() == {"policy", "value"}
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "nearest"),
+    [
+        ("stepz=3", "stepz", "steps"),
+        ("data.trian=x", "data.trian", "train"),
+        ("length.max_token=3", "length.max_token", "max_tokens"),
+        ("warm_start.batchsize=3", "warm_start.batchsize", "batch_size"),
+        ("evaluation.prompt=3", "evaluation.prompt", "prompts"),
+        ("checkpoint.kepe=3", "checkpoint.kepe", "keep"),
+    ],
+)
+def test_an_unknown_key_of_a_section_names_the_nearest(override, where, nearest):
+    with pytest.raises(UserError) as error:
+        load(override)
+    assert f'unknown key "{where}"; did you mean "{nearest}"? (valid: ' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("mesh.fdsp=1", 'mesh: unknown key "fdsp"; did you mean "fsdp"?'),
+        ("model.layer=1", 'model: unknown key "layer"; did you mean "layers"?'),
+        ("model.fn=lama", 'model: unknown function "lama"; did you mean "llama"?'),
+        ("algorithm.clip_hihg=1", 'algorithm: unknown key "clip_hihg"; did you mean "clip_high"?'),
+        ("data.train.cuont=1", 'data.train: unknown key "cuont"; did you mean "count"?'),
+        ("sampling.max_token=1", 'sampling: unknown key "max_token"; did you mean "max_tokens"?'),
+        ("update.epoch=1", 'update: unknown key "epoch"; did you mean "epochs"?'),
+        (
+            "optimizer.value.epsilon=1",
+            'optimizer.value: unknown key "epsilon"; did you mean "eps"?',
+        ),
+        ("optimizer.polcy={}", "optimizer: settings are needed for policy and value, got them for"),
+        ("rewards.correct.markr=1", 'rewards.correct: unknown key "markr"; did you mean "marker"?'),
+        ("reward_weights.corect=1", 'reward_weights: no reward "corect"; did you mean "correct"?'),
+        ("shaping.kl.ceof=1", 'shaping.kl: unknown key "ceof"; did you mean "coef"?'),
+        (
+            f"{DRIFT[:-1]}, windw: 2}}",
+            'shaping.length.weight: unknown key "windw"; did you mean "window"?',
+        ),
+        (
+            "warm_start.optimizer.warmup_step=1",
+            'warm_start.optimizer: unknown key "warmup_step"; did you mean "warmup_steps"?',
+        ),
+        ("warm_start.data.cuont=1", 'warm_start.data: unknown key "cuont"; did you mean "count"?'),
+    ],
+)
+def test_an_unknown_key_of_a_function_names_the_nearest(override, said):
+    with pytest.raises(UserError) as error:
+        tiny_build(override)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("steps=many", "steps: input should be a valid integer"),
+        ("steps=-1", "steps: input should be greater than or equal to 0, got -1"),
+        ("checkpoint.keep=0", "checkpoint.keep: input should be greater than 0, got 0"),
+        ("length={min_tokens: 9, max_tokens: 8}", "a length band needs 0 <= min_tokens <="),
+        ("data={train: x, prompts_per_step: 1}", 'the config lacks "data.eval"'),
+    ],
+)
+def test_a_value_of_a_section_is_checked_at_once(override, said):
+    with pytest.raises(UserError) as error:
+        load(override)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\n", "is not valid YAML"),
+        ("- 1\n", "expected a mapping of keys to values"),
+        ("", "expected a mapping of keys to values"),
+        ("steps: 1\n", 'the config lacks "tokenizer"'),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        load_config(written(tmp_path, text), [])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the config .*none\.yaml: No such file"):
+        load_config(tmp_path / "none.yaml", [])
+    with pytest.raises(UserError, match=r"the built-in config none\.yaml is missing"):
+        builtin_config("none.yaml")
+
+
+def test_resolved_writes_out_every_default():
+    tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
+    assert tree["mesh"] == {"data": -1, "fsdp": 1, "tensor": 1}
+    assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1}
+    assert tree["evaluation"] == {"prompts": 256, "every_steps": 0, "samples": 16}
+    assert tree["checkpoint"] == {"every_steps": 20, "keep": 2}
+    assert tree["run_dir"] is None
+    assert tree["sampling"] == {
+        "max_tokens": 72, "group_size": 1, "temperature": 1.0,
+        "top_k": None, "top_p": None, "min_p": None,
+    }  # fmt: skip
+    assert tree["rewards"]["correct"] == {"fn": "answer_match", "marker": "#", "column": "answer"}
+    assert tree["shaping"] == {
+        "length": {
+            "fn": "length_band",
+            "weight": {"fn": "drift", "start": 1, "limit": 4, "factor": 1.5, "window": 3},
+            "scale_tokens": 15, "cap": 1.0, "relative_to_reward": None,
+        },
+        "kl": {"fn": "kl_penalty", "coef": 0.01, "estimator": "k1"},
+    }  # fmt: skip
+    expected = {"clip_low": 0.2, "dual_clip": 3.0, "lam": 0.99, "value_clip": None, "fn": "ppo"}
+    assert expected.items() <= tree["algorithm"].items()
+    assert {"fn": "llama", "kv_heads": None, "tied": True, "layers": 3}.items() <= (
+        tree["model"].items()
+    )
+    for role, rate in (("policy", 6e-4), ("value", 3e-3)):
+        expected = {"learning_rate": rate, "schedule": "linear", "b2": 0.999, "clip_norm": 1.0}
+        assert expected.items() <= tree["optimizer"][role].items()
+    warm = {"b1": 0.9, "b2": 0.98, "schedule": "cosine", "weight_decay": 0.01}
+    assert warm.items() <= tree["warm_start"]["optimizer"].items()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["shaping=off", "warm_start=null"],
+        ["shaping.length=null", "seed=3", "run_dir=somewhere", "reward_weights.correct=2"],
+        [DRIFT, "model=llama", "model.layers=2", "mesh.tensor=2", "sampling.top_p=0.9"],
+    ],
+    ids=["the recipe", "nothing", "null stage", "nested"],
+)
+def test_resolved_loads_again_as_itself(tmp_path, overrides):
+    tree = resolved(load(*overrides))
+    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
+    again = resolved(load_config(written(tmp_path, text), []))
+    assert again == tree
+    assert list(again) == list(tree)
+
+
+def test_what_resolved_wrote_builds_the_same_run(tmp_path):
+    config = load(DRIFT, "data.train.count=64", "warm_start=null")
+    text = yaml.safe_dump(resolved(config))
+
+    def built(config):
+        run = build(config, CONFIG.parent, jax.devices()[:1])
+        return run.decoder, run.train.steps, abstract_state(run)
+
+    assert built(load_config(written(tmp_path, text), [])) == built(config)
+
+
+def leaves(tree, path=()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+        else:
+            yield ".".join((*path, name)), value
+
+
+def test_every_key_of_the_recipe_is_taken():
+    recipe = yaml.safe_load(CONFIG.read_text())
+    config = load()
+    for path, value in leaves(recipe):
+        assert load(f"{path}={yaml.safe_dump(value, default_flow_style=True)}") == config
+        kept = resolved(config)
+        for name in path.split("."):
+            kept = kept[name]
+        assert kept == value, path
+    small = load("data.train.count=200", "warm_start.data.count=200")
+    built = build(small, CONFIG.parent, jax.devices()[:1])
+    assert (built.decoder.layers, built.decoder.rope_base, built.train.steps) == (3, 100, 80)
+    assert built.sample.keywords["max_tokens"] == 72
