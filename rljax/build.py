@@ -155,8 +155,8 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             shaping=shaper.init(),
         )
 
-    def prompts(source: Source, where: str) -> PromptTable:
-        rows, name = _rows(source, config_dir, context, where)
+    def prompts(source: Source, where: str, *, heldout: bool) -> PromptTable:
+        rows, name = _rows(source, config_dir, context | {"heldout": heldout}, where)
         return PromptTable(
             rows, tokenizer, source=name, max_prompt_tokens=config.data.max_prompt_tokens
         )
@@ -169,12 +169,12 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         begin,
         optimizers,
         prompt_batches(
-            prompts(config.data.train, "data.train"),
+            prompts(config.data.train, "data.train", heldout=False),
             prompts_per_step=config.data.prompts_per_step,
             seed=config.seed,
         ),
     )
-    heldout = prompts(config.data.eval, "data.eval")
+    heldout = prompts(config.data.eval, "data.eval", heldout=True)
     shards = row_shards(mesh)
     count = min(config.evaluation.prompts, len(heldout)) // shards * shards
     if count == 0:
@@ -253,7 +253,10 @@ def _shaping(config: Config, context) -> Transform:
     for name, node in config.shaping_stages().items():
         stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")
         _expect(stages[name], Transform, f"shaping.{name}")
-    return shaping.chain(measure=shaping.length_metrics(**config.length.model_dump()), **stages)
+    measure = shaping.length_metrics(**config.length.model_dump())
+    if "measure" in stages:
+        raise UserError('shaping: the name "measure" is taken, by the stage that measures lengths')
+    return shaping.chain(measure=measure, **stages)
 
 
 def _score(config: Config, context):

@@ -67,7 +67,7 @@ class Config(Section):
     sampling: dict[str, Any]
     length: LengthPolicy
     rewards: dict[str, Node]
-    reward_weights: dict[str, float] = {}
+    reward_weights: dict[str, pydantic.FiniteFloat] = {}
     shaping: dict[str, Node | None] | None = None
     algorithm: Node
     update: dict[str, Any] = {}
@@ -79,7 +79,9 @@ class Config(Section):
     @pydantic.field_validator("shaping", mode="before")
     @classmethod
     def _off(cls, value):
-        return None if value is False else value  # YAML reads `off` as false
+        if isinstance(value, dict):  # YAML reads `off` as false
+            return {name: None if node is False else node for name, node in value.items()}
+        return None if value is False else value
 
     def shaping_stages(self) -> dict[str, Node]:
         return {name: node for name, node in (self.shaping or {}).items() if node is not None}
@@ -131,7 +133,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     for depth, name in enumerate(parents, start=1):
         child = tree.get(name)
-        if child is None:
+        if child is None or child is False:
             child = tree[name] = {}
         elif isinstance(child, str):
             child = tree[name] = {"fn": child}
@@ -169,8 +171,14 @@ def resolved(config: Config) -> dict[str, Any]:
 def _explain(error: pydantic.ValidationError) -> str:
     """The first fault of a config, in one line."""
     fault = error.errors()[0]
-    *parents, last = (str(part) for part in fault["loc"])
+    # Of a key that may be several things, the location names the branch as well.
+    branches = ("str", "dict[str,any]")
+    *parents, last = (str(part) for part in fault["loc"] if part not in branches)
     where = ".".join([*parents, last])
+    if len(parents) + 1 < len(fault["loc"]):
+        return f"{where}: expected a name or {{fn: name, ...}}, got {fault['input']!r}"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{where}: expected keys with values, got {fault['input']!r}"
     if fault["type"] == "extra_forbidden":
         section = Config
         for name in parents:

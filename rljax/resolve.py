@@ -81,11 +81,12 @@ def arguments(
     }
     try:
         hints = typing.get_type_hints(fn)
-    except NameError:  # annotations that exist for type checkers alone
+    except (NameError, TypeError):  # names for type checkers alone, or no plain function
         hints = {}
     resolved = {}
     for name, value in given.items():
-        if name not in parameters and not takes_any:
+        open_ones = list(everything)[:open_positionals]
+        if name in open_ones or (name not in parameters and not takes_any):
             raise UserError(f'{where}: unknown key "{name}"; {nearest(name, parameters)}')
         if builtins is not None and isinstance(value, Mapping) and "fn" in value:
             resolved[name] = call(value, builtins, context=context, where=f"{where}.{name}")

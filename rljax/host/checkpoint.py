@@ -19,7 +19,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, every_steps: int, keep: int):
         """Saves every ``every_steps`` steps and keeps the newest ``keep``."""
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self.folder = folder
+        self.folder, self._every_steps = folder, every_steps
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers={
@@ -28,7 +28,6 @@ class Checkpoints:
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                save_interval_steps=every_steps,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
@@ -43,7 +42,7 @@ class Checkpoints:
 
         ``progress`` is small JSON about the host's side, such as seconds spent.
         """
-        if force and step == self.latest():
+        if step == self.latest() or not (force or step % self._every_steps == 0):
             return
         self._manager.save(
             step,
@@ -53,7 +52,7 @@ class Checkpoints:
                     PROGRESS: ocp.args.JsonSave(progress),
                 }
             ),
-            force=force,
+            force=True,
         )
 
     def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:

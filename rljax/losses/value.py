@@ -31,6 +31,6 @@ def explained_variance(
     """1 − Var(R − v) / Var(R) over the mask: 1 is a perfect critic, 0 a constant one,
     and 0 where the returns do not vary."""
     total = masked_var(returns, mask)
-    varies = total > 1e-6 * masked_mean(jnp.square(returns), mask)  # by more than rounding
+    varies = total > 1e-12 * masked_mean(jnp.square(returns), mask)  # by more than rounding
     explained = 1.0 - masked_var(returns - values, mask) / jnp.where(varies, total, 1.0)
     return jnp.where(varies, explained, 0.0)

@@ -8,31 +8,33 @@ from rljax.types import Metrics, Rewards, Rollout, State, Transform
 def chain(**stages: Transform) -> Transform:
     """Applies named stages one after another; the state is a dict by their names.
 
-    A metric that an earlier stage has too is prefixed by its stage's name. Beside the stages' own:
-    ``reward_mean`` (raw), ``reward_shaped_mean``, ``accuracy`` (the share of correct responses),
-    and ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all
-    that shaping added to it.
+    Metrics: ``reward_mean`` (raw), ``reward_shaped_mean``, ``accuracy`` (the share of correct
+    responses), ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and
+    s all that shaping added to it; and those of the stages, a name that is taken already prefixed
+    by the stage's.
     """
 
     def init() -> State:
         return {name: stage.init() for name, stage in stages.items()}
 
     def apply(rewards: Rewards, state: State, rollout: Rollout) -> tuple[Rewards, State, Metrics]:
-        new_state, metrics = {}, {}
+        new_state, collected = {}, []
         for name, stage in stages.items():
             rewards, new_state[name], stage_metrics = stage.apply(rewards, state[name], rollout)
-            metrics |= {
-                f"{name}/{key}" if key in metrics else key: value
-                for key, value in stage_metrics.items()
-            }
+            collected.append((name, stage_metrics))
         shaping = jnp.abs(rewards.shaped - rewards.raw).sum()
         total = jnp.abs(rewards.raw).sum() + shaping
-        metrics |= {
+        metrics = {
             "reward_mean": rewards.raw.mean(),
             "reward_shaped_mean": rewards.shaped.mean(),
             "accuracy": rewards.correct.mean(),
             "reward_shaping_ratio": jnp.where(total > 0, shaping / jnp.maximum(total, 1e-8), 0.0),
         }
+        for name, stage_metrics in collected:
+            metrics |= {
+                f"{name}/{key}" if key in metrics else key: value
+                for key, value in stage_metrics.items()
+            }
         return rewards, new_state, metrics
 
     return Transform(init, apply, any(stage.needs_reference for stage in stages.values()))

@@ -54,7 +54,8 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
     limit < start. Raises ``UserError`` if the two disagree.
     """
     positive = min(start, limit, factor) > 0
-    if window < 1 or not positive or factor == 1 or (factor > 1) != (limit > start):
+    moves = factor != 1 and limit != start and (factor > 1) == (limit > start)
+    if window < 1 or not positive or not moves:
         raise UserError(
             "drift: needs window >= 1, start and limit > 0, and limit on the side of start that "
             f"factor moves to; got start={start}, limit={limit}, factor={factor}, window={window}"
@@ -81,7 +82,7 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
 
 
 def as_controller(coefficient: float | Controller) -> Controller:
-    """A controller as it is, a number as a fixed one."""
+    """A controller as it is, a number that is not negative as a fixed one."""
     if isinstance(coefficient, Controller):
         return coefficient
     if not isinstance(coefficient, int | float):
@@ -89,4 +90,6 @@ def as_controller(coefficient: float | Controller) -> Controller:
             "a coefficient must be a number or a controller such as drift, "
             f"not a {type(coefficient).__name__}"
         )
+    if coefficient < 0:
+        raise UserError(f"a coefficient must not be negative; got {coefficient}")
     return fixed(coefficient)

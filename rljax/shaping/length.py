@@ -77,8 +77,6 @@ def length_band(
             "length_band: scale_tokens, cap and relative_to_reward must be positive, or null; "
             f"got {scale_tokens}, {cap}, {relative_to_reward}"
         )
-    if float(weight_control.value(weight_control.init())) < 0:
-        raise UserError(f"length_band: weight must not be negative; got {weight}")
 
     def init() -> BandState:
         scale = () if relative_to_reward is None else init_scale()

@@ -40,7 +40,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def addition_problems(count: int, *, seed: int, heldout: bool = False) -> list[dict[str, str]]:
+def addition_problems(count: int, *, seed: int, heldout: bool) -> list[dict[str, str]]:
     """Rows with a ``prompt`` and its ``answer``; held-out problems are never among the others."""
     draw = random.Random(f"problems {seed} {heldout}")
     problems = (_numbers(draw, heldout) for _ in range(count))

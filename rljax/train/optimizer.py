@@ -31,6 +31,13 @@ def adamw(
             "adamw: needs learning_rate > 0 and 0 <= warmup_steps <= steps; "
             f"got {learning_rate}, {warmup_steps}, {total_steps}"
         )
+    if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0):
+        raise UserError(f"adamw: needs b1 and b2 in [0, 1) and eps > 0; got {b1}, {b2}, {eps}")
+    if min(weight_decay, final_fraction) < 0 or (clip_norm is not None and clip_norm <= 0):
+        raise UserError(
+            "adamw: needs weight_decay and final_fraction >= 0, and clip_norm > 0 or null; "
+            f"got {weight_decay}, {final_fraction}, {clip_norm}"
+        )
     warmup, decay = warmup_steps * updates_per_step, (total_steps - warmup_steps) * updates_per_step
     falling = {
         "constant": lambda: optax.constant_schedule(learning_rate),
@@ -41,9 +48,5 @@ def adamw(
     }[schedule]()
     rising = optax.linear_schedule(0.0, learning_rate, max(warmup, 1))
     rate = optax.join_schedules([rising, falling], [warmup])
-    transforms = [
-        optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-    ]
-    if clip_norm is not None:
-        transforms.insert(0, optax.clip_by_global_norm(clip_norm))
-    return optax.chain(*transforms)
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
