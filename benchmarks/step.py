@@ -9,6 +9,7 @@ matrix-product peak of the same run. Prints a table, and JSON as the last line.
 FLOPs are the model's own: forward 1, backward 2; what remat computes again does not count.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -18,10 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.roofline import forward_flops, matmul_peak, median_seconds
+from rljax import resolve
 from rljax.build import build
 from rljax.config import load_config
+from rljax.errors import UserError
+from rljax.host.loop import CompiledStep
 from rljax.launch import config_and_overrides
-from rljax.train import place
+from rljax.train import make_update, place, state_shardings
 
 REPEATS = 5
 
@@ -33,32 +37,36 @@ def measure(arguments: list[str]) -> dict[str, float]:
     built = build(config, path.parent)
     phase, policy = built.train, built.models["policy"]
     key, prompts = jax.random.key(0), phase.batches[0]
+    roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
     with jax.set_mesh(built.mesh):
-        state = place(
-            lambda key: phase.begin(policy.init(key)),
-            key,
-            models=built.models,
-            optimizers=phase.optimizers,
-            mesh=built.mesh,
-        )
-        start = time.perf_counter()
-        step = jax.jit(phase.train_step).lower(state, prompts).compile()
-        compile_seconds = time.perf_counter() - start
+        state = place(lambda key: phase.begin(policy.init(key)), key, **roles)
         sample = jax.jit(built.sample).lower(state.params["policy"], prompts, key).compile()
         collect = jax.jit(phase.collect).lower(state, prompts, key).compile()
         experience, _, collected = collect(state, prompts, key)
         update = jax.jit(phase.update).lower(state, experience, key).compile()
         seconds = {
-            "step": median_seconds(lambda: step(state, prompts), REPEATS),
             "sampling": median_seconds(
                 lambda: sample(state.params["policy"], prompts, key), REPEATS
             ),
             "collect": median_seconds(lambda: collect(state, prompts, key), REPEATS),
             "update": median_seconds(lambda: update(state, experience, key), REPEATS),
         }
+        step = CompiledStep(
+            phase.train_step, state_shardings(state, **roles), built.mesh, contextlib.nullcontext
+        )
+        start = time.perf_counter()
+        batch = step.prepare(state, prompts)
+        compile_seconds = time.perf_counter() - start
+
+        def whole_step():
+            nonlocal state
+            state, metrics = step(state, batch)
+            return state.params, metrics
+
+        seconds["step"] = median_seconds(whole_step, REPEATS)
     peak = matmul_peak(built.decoder.dtype) * built.mesh.size
     rows, columns = experience.tokens.shape
-    epochs = config.update.get("epochs", 1)
+    epochs = (resolve.defaults(make_update) | config.update)["epochs"]
     heads = {"policy": built.decoder.vocab_size, "value": 1}
     flops = (
         3
@@ -82,7 +90,10 @@ def measure(arguments: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    figures = measure(sys.argv[1:])
+    try:
+        figures = measure(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"benchmarks.step: error: {error}")
     device = jax.devices()[0].device_kind
     table = Table(title=f"one step, {jax.device_count()} x {device}, jax {jax.__version__}")
     table.add_column("figure")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 from transformers import AutoTokenizer
 
 from rljax import algorithms, resolve, rewards, shaping, tasks
@@ -21,6 +22,7 @@ from rljax.train import (
     collect_offline,
     init_state,
     make_collect,
+    make_evaluate,
     make_judge,
     make_train_step,
     make_update,
@@ -67,6 +69,7 @@ class Build(NamedTuple):
     train: Phase
     sample: Callable[..., Rollout]
     judge: Callable[[TrainState, Rollout], Judged]
+    evaluate: Callable[[TrainState, Prompts, PRNGKeyArray], Judged]
     heldout: Prompts
 
 
@@ -78,21 +81,22 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     """
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
+    shards = row_shards(mesh)
     tokenizer = _tokenizer(config)
     context = {
         "tokenizer": tokenizer,
         "vocab_size": len(tokenizer),
-        "pad_id": tokenizer.pad_token_id,
-        "eos_ids": (tokenizer.eos_token_id,),
         "seed": config.seed,
         **config.length.model_dump(),
     }
 
-    def keywords(fn, given: Mapping[str, Any], where: str, **more):
-        return resolve.arguments(fn, given, context=context | more, where=where)
-
     decoder_config = resolve.call(config.model, families, context=context, where="model")
     _expect(decoder_config, DecoderConfig, "model")
+    if decoder_config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"model: vocab_size={decoder_config.vocab_size} has no room for the tokenizer's "
+            f"{len(tokenizer)} tokens"
+        )
     algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
     _expect(algorithm, Algorithm, "algorithm")
     if algorithm.estimate is None:
@@ -112,24 +116,26 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             f"got them for {', '.join(config.optimizer) or 'none'}"
         )
 
-    sampling = keywords(make_sampler, config.sampling, "sampling")
-    if "max_tokens" not in config.sampling:
-        raise UserError('the config lacks "sampling.max_tokens", the budget of a response')
+    ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": (tokenizer.eos_token_id,)}
+    sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
     sample = make_sampler(roles["policy"], **sampling)
+    for token in (sampling["pad_id"], *sampling["eos_ids"]):
+        if not 0 <= token < len(tokenizer):
+            raise UserError(f"sampling: {token} is no id of the tokenizer")
     temperature = sample.keywords["temperature"]
     judge = make_judge(roles, score, shaper, temperature=temperature)
 
-    update = keywords(make_update, config.update, "update")
-    updates_per_step = update.get("epochs", 1) * update.get("minibatches", 1)
-    schedule = {"total_steps": config.steps, "updates_per_step": updates_per_step}
+    update = resolve.defaults(make_update) | resolve.arguments(
+        make_update, config.update, context={}, where="update"
+    )
+    updates_per_step = update["epochs"] * update["minibatches"]
     optimizers = {
-        role: adamw(**keywords(adamw, config.optimizer[role], f"optimizer.{role}", **schedule))
+        role: _adamw(config.optimizer[role], config.steps, updates_per_step, f"optimizer.{role}")
         for role in trained
     }
     rows = config.data.prompts_per_step * sample.keywords["group_size"]
-    parts = (update.get("minibatches", 1), update.get("microbatches", 1))
     _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
-    check_rows(rows, *parts, row_shards(mesh))
+    check_rows(rows, update["minibatches"], update["microbatches"], shards)
 
     def forward(params, batch):
         masks = (batch.tokens, batch.mask)
@@ -175,7 +181,6 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         ),
     )
     heldout = prompts(config.data.eval, "data.eval", heldout=True)
-    shards = row_shards(mesh)
     count = min(config.evaluation.prompts, len(heldout)) // shards * shards
     if count == 0:
         raise UserError(f"data.eval: at least {shards} prompts are needed on this mesh")
@@ -188,6 +193,7 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         train=train,
         sample=sample,
         judge=judge,
+        evaluate=make_evaluate(sample, judge),
         heldout=heldout.take(range(count)),
     )
 
@@ -199,8 +205,23 @@ def abstract_state(built: Build) -> TrainState:
 
 
 def check_step(built: Build) -> None:
-    """Traces the step on shapes alone, so that a faulty reward is found before anything runs."""
-    jax.eval_shape(built.train.train_step, abstract_state(built), built.train.batches[0])
+    """Traces a step and an evaluation on shapes alone, so that a faulty reward or shaping stage is
+    found before anything runs."""
+    state, key = abstract_state(built), jax.random.key(0)
+    after, metrics = jax.eval_shape(built.train.train_step, state, built.train.batches[0])
+    jax.eval_shape(built.evaluate, state, built.heldout, key)
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
+    ):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"shaping: the state {name} starts as {old.dtype}{list(old.shape)} and is "
+                f"{new.dtype}{list(new.shape)} after a step; it must keep its shape and type"
+            )
+    for name, metric in metrics.items():
+        if metric.shape:
+            raise UserError(f'the metric "{name}" must be one number, has shape {metric.shape}')
 
 
 def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | None:
@@ -217,11 +238,7 @@ def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | Non
         seed=config.seed,
     )
     _check_shards("warm_start.batch_size", warm.batch_size, mesh)
-    schedule = {"total_steps": warm.steps, "updates_per_step": 1}
-    settings = resolve.arguments(
-        adamw, warm.optimizer, context=context | schedule, where="warm_start.optimizer"
-    )
-    optimizers = {"policy": adamw(**settings)}
+    optimizers = {"policy": _adamw(warm.optimizer, warm.steps, 1, "warm_start.optimizer")}
     # Every token weighs the same, whichever bucket its row comes from.
     algorithm = algorithms.sft(aggregation="seq-mean-token-sum-norm", norm_tokens=mean_tokens)
 
@@ -238,9 +255,20 @@ def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | Non
     return Phase("warm_start", warm.steps, collect_offline, update, begin, optimizers, batches)
 
 
+def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: str):
+    keywords = resolve.arguments(adamw, given, context={}, where=where, open_positionals=2)
+    try:
+        return adamw(steps, updates_per_step, **keywords)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def _tokenizer(config: Config):
     if isinstance(config.tokenizer, str) and Path(config.tokenizer).is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"tokenizer: {config.tokenizer} holds no tokenizer") from error
     else:
         tokenizer = resolve.call(config.tokenizer, tasks, context={}, where="tokenizer")
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

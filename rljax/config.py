@@ -18,7 +18,7 @@ Source = str | dict[str, Any]  # a file, or a node of rljax.tasks
 
 
 class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class Data(Section):
@@ -58,7 +58,7 @@ class Checkpointing(Section):
 
 class Config(Section):
     steps: pydantic.NonNegativeInt
-    seed: pydantic.NonNegativeInt = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
     mesh: dict[str, Any] = {}
     tokenizer: Node

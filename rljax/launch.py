@@ -5,6 +5,7 @@ same ``run_dir`` goes on where it stopped.
 """
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -84,9 +85,17 @@ def run(config: Config, config_path: Path) -> None:
 
 
 def _new_run_dir() -> Path:
-    """The first free ``runs/NNNN``."""
+    """The first free ``runs/NNNN``, made at once, so that no two runs take the same."""
     numbers = [int(p.name) for p in Path("runs").glob("*") if re.fullmatch(r"\d+", p.name)]
-    return Path("runs") / f"{max(numbers, default=0) + 1:04d}"
+    for number in itertools.count(max(numbers, default=0) + 1):
+        folder = Path("runs") / f"{number:04d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make a run folder under runs/: {error.strerror}") from error
+        return folder
 
 
 def _use_compilation_cache() -> None:

@@ -70,9 +70,12 @@ def arguments(
     its tokenizer, its length band, …). A value that is itself a node of ``builtins`` is called
     first. The first ``open_positionals`` parameters are no keywords.
 
-    Raises ``UserError`` for an unknown keyword, or a value of the wrong type.
+    Raises ``UserError`` for a keyword that is unknown or missing, or a value of the wrong type.
     """
-    everything = inspect.signature(fn).parameters
+    try:
+        everything = inspect.signature(fn).parameters
+    except ValueError as error:
+        raise UserError(f"{where}: a function written in Python is needed") from error
     takes_any = any(p.kind is p.VAR_KEYWORD for p in everything.values())
     parameters = {
         name: p
@@ -81,7 +84,7 @@ def arguments(
     }
     try:
         hints = typing.get_type_hints(fn)
-    except (NameError, TypeError):  # names for type checkers alone, or no plain function
+    except Exception:  # names for type checkers alone, or no plain function
         hints = {}
     resolved = {}
     for name, value in given.items():
@@ -93,7 +96,9 @@ def arguments(
         else:
             resolved[name] = _convert(value, hints.get(name, Any), f"{where}.{name}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in resolved and name in context:
+        if parameter.default is parameter.empty and name not in resolved:
+            if name not in context:
+                raise UserError(f'{where}: the key "{name}" is missing')
             resolved[name] = context[name]
     return resolved
 
@@ -104,10 +109,11 @@ def call(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where:
     fn = function(name, builtins, where)
     kwargs = arguments(fn, given, context=context, where=where, builtins=builtins)
     try:
-        inspect.signature(fn).bind(**kwargs)
-    except TypeError as error:
-        raise UserError(f"{where}: {name}: {error}") from error
-    return fn(**kwargs)
+        return fn(**kwargs)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: {name} raised {type(error).__name__}: {error}") from error
 
 
 def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Callable:

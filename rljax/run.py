@@ -25,9 +25,11 @@ from rljax.host.loop import CompiledStep, check_finite, run_steps, to_host
 from rljax.host.metrics import Records, read_records
 from rljax.host.terminal import Terminal
 from rljax.sharding import param_shardings
-from rljax.train import make_evaluate, place, state_shardings
+from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
 
+EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
+MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
 WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
     "nll": "policy/nll",
@@ -88,23 +90,27 @@ class Run:
 
     def evaluate(self, state: TrainState):
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
-        inputs = (state, self.built.heldout, jax.random.key(self.config.seed))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION)
+        inputs = (state, self.built.heldout, key)
         if self._evaluation is None:
-            built = self.built
-            temperature = built.sample.keywords["temperature"]
-            evaluate = make_evaluate(built.sample, built.judge, temperature=temperature)
             with self._compiling("evaluation"):
-                self._evaluation = jax.jit(evaluate).lower(*inputs).compile()
+                self._evaluation = jax.jit(self.built.evaluate).lower(*inputs).compile()
         judged = self._evaluation(*inputs)
         check_finite(to_host(judged.metrics), "on the held-out prompts")
         rollout, rewards = jax.device_get((judged.rollout, judged.rewards))
         return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
 
     def _open_folder(self) -> None:
-        config = yaml.safe_dump(resolved(self.config), sort_keys=False, default_flow_style=None)
+        """Makes the folder, or sees that it is of the same run."""
+        config, path = resolved(self.config), self.folder / "config.yaml"
+        text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config, encoding="utf-8")
+            if path.exists():
+                check_same_run(
+                    yaml.safe_load(path.read_text(encoding="utf-8")), config, self.folder
+                )
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
         say = self.terminal.say
@@ -212,7 +218,7 @@ class Run:
     def _finish(self, state: TrainState) -> None:
         """Exports the policy, draws the curves, writes and shows the summary."""
         config, built, folder = self.config, self.built, self.folder
-        sampling = built.sample.keywords
+        sampling, drawing = built.sample.keywords, resolved(config)["sampling"]
         export_hf(
             folder / "policy",
             state.params["policy"],
@@ -220,6 +226,7 @@ class Run:
             built.tokenizer,
             eos_ids=sampling["eos_ids"],
             max_tokens=config.data.max_prompt_tokens + sampling["max_tokens"],
+            **{name: drawing[name] for name in ("temperature", "top_k", "top_p", "min_p")},
         )
         evaluations = read_records(folder / "evaluations.jsonl")
         draw_curves(
@@ -243,12 +250,39 @@ class Run:
         self.terminal.say("done", text, summary=summary)
 
 
+def check_same_run(old: dict, new: dict, folder: Path) -> None:
+    """Raises ``UserError`` if a resumed run's config differs in more than ``MAY_CHANGE``."""
+    before, now = (flatten(tree) for tree in (old, new))
+    changed = {
+        name: f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name.split(".")[0] not in MAY_CHANGE
+    }
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with another config ({'; '.join(changed.values())}); "
+            "use that run's config, or another run_dir"
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def moved_controllers(seen: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
     """The controllers whose count of changes grew since the step before, and their new values.
 
     ``seen`` holds the counts of that step, and is brought up to date.
     """
     counts = {k.removesuffix("/changes"): v for k, v in metrics.items() if k.endswith("/changes")}
+    counts = {name: count for name, count in counts.items() if name in metrics}
     moved = {name: metrics[name] for name, n in counts.items() if n > seen.get(name, n)}
     seen.update(counts)
     return moved

@@ -95,7 +95,7 @@ def spread_rows(tree: PyTree, axis: int = 0) -> PyTree:
 
 
 def gather_table(table: jax.Array) -> jax.Array:
-    """An embedding table, whole along its width, as a gather over its rows needs it."""
+    """An embedding table, whole on every device, as a gather over its rows needs it."""
     if jax.sharding.get_abstract_mesh().empty:
         return table
     return jax.lax.with_sharding_constraint(table, PartitionSpec())

@@ -56,13 +56,9 @@ class Rewards:
     """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays as it is."""
 
     raw: Float[Array, " B"]  # the task's own reward
+    correct: Bool[Array, " B"]  # whether the first of the task's rewards is above one half
     response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token
     token: Float[Array, "B T"]  # what is earned token by token, such as a KL penalty
-
-    @property
-    def correct(self) -> Bool[Array, " B"]:
-        """A response counts as correct if its raw reward is above one half."""
-        return self.raw > 0.5
 
     @property
     def shaped(self) -> Float[Array, " B"]:
@@ -147,6 +143,7 @@ class Outputs(NamedTuple):
 
 Optimizers = Mapping[str, optax.GradientTransformation]  # one for each trained role
 Reward = Callable[[Rollout], Array]  # -> [B], compiled into the step
+Score = Callable[[Rollout], tuple[Array, Array, Metrics]]  # -> raw [B], correct [B], metrics
 Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
 Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
 Weigh = Callable[[Array], Array]  # action mask -> the weight of each token in the loss

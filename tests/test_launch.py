@@ -22,7 +22,7 @@ RUN = [*SETTINGS, "steps=24", "warm_start.steps=24", "checkpoint.every_steps=3"]
 RUN += [
     "shaping.kl.coef={fn: adaptive_kl, start: 0.05, target: 0.1, horizon: 200}",
     "shaping.length.relative_to_reward=0.1",
-    "shaping.length.weight={fn: drift, start: 1, limit: 4, factor: 1.5}",
+    "shaping.length.max_tokens={fn: drift, start: 8, limit: 5, factor: 0.8}",
 ]
 
 
@@ -140,8 +140,17 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
 
 def test_a_checkpoint_of_another_model_is_refused(undisturbed):
     folder, _ = undisturbed
+    config = (folder / "config.yaml").read_text()
     run = process(folder, "model.mlp_width=48")
     _, err = run.communicate(timeout=300)
+    assert run.returncode == 2
+    assert err.count("\n") == 1
+    assert "holds a run with another config (model.mlp_width 32 -> 48)" in err
+    assert (folder / "config.yaml").read_text() == config
+    (folder / "config.yaml").rename(folder / "mislaid.yaml")
+    run = process(folder, "model.mlp_width=48")
+    _, err = run.communicate(timeout=300)
+    (folder / "mislaid.yaml").rename(folder / "config.yaml")
     assert run.returncode == 2
     assert err.count("\n") == 1
     assert "is of a different model" in err

@@ -1,5 +1,6 @@
 """Generalised advantage estimation, and where a response's reward lands."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -33,6 +34,8 @@ def discounted_gae(
     held over masked positions inside a response (the output of a tool, say). Outside the mask both
     results are 0. Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
     """
+
+    chex.assert_equal_shape([rewards, values, mask])
 
     def backwards(carry, column):
         next_value, next_advantage = carry

@@ -25,7 +25,7 @@ def draw_curves(
     steps = [record["step"] for record in records]
 
     def line(axes, name: str, label: str, **style):
-        if records and name in records[-1]:
+        if records and name in records[0]:
             axes.plot(steps, [record[name] for record in records], label=label, **style)
 
     def points(axes, name: str, label: str, **style):
@@ -55,7 +55,8 @@ def draw_curves(
 
     for axes in (reward, accuracy, length, kl):
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (length, kl):
         axes.set_xlabel("step")

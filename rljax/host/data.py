@@ -51,7 +51,14 @@ def encode_text(rows: Iterable[dict], column: str, tokenizer, source: str) -> li
                 f'{source}: row {number}: expected text in "{column}", got {row.get(column)!r}'
             )
         texts.append(row[column])
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            raise UserError(
+                f'{source}: row {number}: "{column}" has characters that the tokenizer does not '
+                f"know: {text!r}"
+            )
+    return encoded
 
 
 def pad(sequences: Sequence[Sequence[int]], width: int, value: int, *, left: bool) -> np.ndarray:

@@ -20,11 +20,13 @@ def export_hf(
     *,
     eos_ids: tuple[int, ...],
     max_tokens: int,
+    **sampling: float | None,
 ) -> None:
     """Writes config, float32 weights, tokenizer and generation config.
 
     The folder appears whole or not at all; one that is there already is replaced.
-    ``max_tokens`` bounds prompt and response together.
+    ``max_tokens`` bounds prompt and response together. ``sampling`` (temperature, top_k, top_p,
+    min_p) goes into the generation config, so that a server draws as training did.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,7 +40,15 @@ def export_hf(
     }
     keywords = hf_config(config, max_position_embeddings=max_tokens)
     LlamaConfig(**keywords, **ids, dtype="float32").save_pretrained(partial)
-    GenerationConfig(**ids, do_sample=True).save_pretrained(partial)
+    GenerationConfig(**ids, do_sample=True, **_no_limits(sampling)).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _no_limits(sampling: dict[str, float | None]) -> dict[str, float]:
+    """With what transformers takes for "no limit" in place of null: its own top_k default is 50."""
+    return {
+        name: {"top_k": 0, "top_p": 1.0}.get(name, value) if value is None else value
+        for name, value in sampling.items()
+    }

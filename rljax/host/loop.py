@@ -1,5 +1,6 @@
 """The loop around a compiled step: batches in, metrics out, checkpoints on the way."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -70,7 +71,8 @@ def run_steps(
     ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
     must not keep: the next step takes its buffers.
 
-    Raises ``UserError`` if a reward is not finite: that step is neither recorded nor saved.
+    Raises ``UserError`` if a reward or a metric is not finite: that step is neither recorded nor
+    saved.
     """
     done = int(state.step)
     batch = batches[done] if done < steps else None
@@ -101,8 +103,11 @@ def to_host(metrics: Metrics) -> dict[str, float]:
 
 
 def check_finite(metrics: dict[str, float], when: str) -> None:
-    """Raises ``UserError`` if a reward gave values that are not finite."""
+    """Raises ``UserError`` if a reward gave values that are not finite, or a metric is not."""
     for name, value in metrics.items():
         if name.startswith("rewards/") and name.endswith("/nonfinite") and value:
             reward = name.split("/")[1]
             raise UserError(f'reward "{reward}" gave {int(value)} non-finite value(s) {when}')
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value} {when}; that step is not kept")

@@ -19,7 +19,6 @@ class Terminal:
     def __init__(self):
         self.console = Console(highlight=False)
         self.rich = self.console.is_terminal
-        self._progress: Progress | None = None
 
     def say(self, event: str, text: str, /, **fields: Any) -> None:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
@@ -43,9 +42,7 @@ class Terminal:
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(name, total=steps, completed=done, figures="")
-            self._progress = progress
             yield PhaseBar(self, name, steps, progress, task)
-            self._progress = None
 
     def before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
         if not self.rich:

@@ -1,5 +1,6 @@
 """Policy losses, token by token; ``aggregate.token_weights`` turns them into one number."""
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +26,7 @@ def clipped_surrogate(
     Sources: Schulman et al. 2017, arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5;
     asymmetric clip: arXiv 2503.14476, eq. 10.
     """
+    chex.assert_equal_shape([logprobs, old_logprobs, advantages])
     log_ratio = jnp.clip(logprobs - old_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = jnp.exp(log_ratio)
     free = -advantages * ratio

@@ -1,5 +1,6 @@
 """Value losses, token by token."""
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +19,7 @@ def clipped_value_loss(
     ``clip`` is in units of the return; None leaves the plain half square.
     Source: the value clipping of OpenAI baselines' PPO2.
     """
+    chex.assert_equal_shape([values, old_values, returns])
     free = jnp.square(values - returns)
     if clip is None:
         return 0.5 * free, jnp.zeros_like(values)

@@ -34,6 +34,8 @@ def llama(
       remat: what the backward pass keeps, see ``DecoderConfig``.
     """
     kv_heads = heads if kv_heads is None else kv_heads
+    if rope_base <= 1 or norm_eps < 0:
+        raise UserError(f"llama: needs rope_base > 1, norm_eps >= 0; got {rope_base}, {norm_eps}")
     if min(vocab_size, layers, width, heads, kv_heads) < 1:
         raise UserError("llama: vocab_size, layers, width, heads and kv_heads must be at least 1")
     if heads % kv_heads:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rljax.sharding import gather_table
+from rljax.sharding import gather_table, spread_rows
 from rljax.types import Cache, Model, Params
 
 REMAT = {
@@ -125,7 +125,7 @@ class Decoder(nnx.Module):
         rope = _rope(positions, self.config)
         causal = jnp.arange(mask.shape[1]) <= column + jnp.arange(queries)[:, None]
         visible = mask[:, None, :] & causal  # [B, Tq, S]
-        x = gather_table(self.embed[...])[tokens].astype(self.config.dtype)
+        x = spread_rows(gather_table(self.embed[...])[tokens].astype(self.config.dtype))
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):

@@ -1,18 +1,18 @@
 """Several rewards as one, each measured by its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rljax.errors import UserError
-from rljax.types import Metrics, Reward, Rollout
+from rljax.types import Reward, Rollout, Score
 
 
-def weighted_sum(
-    rewards: Mapping[str, Reward], weights: Mapping[str, float]
-) -> Callable[[Rollout], tuple[Float[Array, " B"], Metrics]]:
+def weighted_sum(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> Score:
     """Σ weight · reward, with the mean and std of each, and how many values were not finite.
+
+    A response is correct if the *first* reward, before its weight, is above one half.
 
     Args:
       rewards: functions of a rollout, by name, each returning one number per response.
@@ -24,14 +24,15 @@ def weighted_sum(
 
     def score(rollout: Rollout):
         total = jnp.zeros(rollout.tokens.shape[0])
-        metrics = {}
+        metrics, correct = {}, None
         for name, reward in rewards.items():
             values = _call(name, reward, rollout)
+            correct = values > 0.5 if correct is None else correct
             metrics[f"rewards/{name}/mean"] = values.mean()
             metrics[f"rewards/{name}/std"] = values.std()
             metrics[f"rewards/{name}/nonfinite"] = (~jnp.isfinite(values)).sum()
             total += weights.get(name, 1.0) * values
-        return total, metrics
+        return total, correct, metrics
 
     return score
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rljax.errors import UserError
 from rljax.models import extend_cache
@@ -37,7 +37,8 @@ def sample(
     eos_ids: Sequence[int],
     pad_id: int,
     group_size: int = 1,
-    temperature: float | Float[Array, "*rows"] = 1.0,
+    temperature: float = 1.0,
+    greedy: bool | Bool[Array, " B"] = False,
     filter: Callable[[Array], Array] = lambda logits: logits,
 ) -> Rollout:
     """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.
@@ -49,8 +50,8 @@ def sample(
     Args:
       key: one per step.
       eos_ids: every id that ends a response; the EOS is part of it.
-      temperature: one for all rows or one each; 0 takes the most probable token. The log-probs
-        are of softmax(logits / temperature), before the filter (for temperature 0: of 1).
+      temperature: above 0; log-probs are of softmax(logits / temperature), before the filter.
+      greedy: rows that take the most probable token instead of drawing one; all, none, or each.
       filter: logits -> logits, such as ``make_filter(top_p=0.9)``, applied after the temperature.
 
     Returns: a Rollout of B = P · group_size rows and T = prompt width + max_tokens columns.
@@ -60,8 +61,7 @@ def sample(
     repeat = lambda tree: jax.tree.map(  # noqa: E731
         lambda x: spread_rows(jnp.repeat(x, group_size, axis=0)), tree
     )
-    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (rows,))[:, None]
-    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    greedy = jnp.broadcast_to(greedy, (rows,))
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
 
@@ -86,10 +86,10 @@ def sample(
         return (state.drawn < max_tokens) & ~state.ended.all()
 
     def decode(state: Decoding) -> Decoding:
-        scaled = state.logits / divisor
+        scaled = state.logits / temperature
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.drawn)
         drawn = jax.vmap(jax.random.categorical)(keys, filter(scaled))
-        token = jnp.where(temperature[:, 0] > 0, drawn, jnp.argmax(scaled, axis=-1))
+        token = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[:, None], axis=-1)
         alive = ~state.ended
         column = width + state.drawn
@@ -140,12 +140,12 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """``sample`` with its settings bound: (params, prompts, key) -> Rollout.
 
-    Its keywords ``group_size`` and ``temperature`` may be given anew in a call.
+    Its keywords ``group_size`` and ``greedy`` may be given in a call.
     """
-    if max_tokens < 1 or group_size < 1 or temperature <= 0:
+    if max_tokens < 1 or group_size < 1 or temperature <= 0 or not eos_ids:
         raise UserError(
-            "sampling: needs max_tokens >= 1, group_size >= 1 and temperature > 0; "
-            f"got {max_tokens}, {group_size}, {temperature}"
+            "sampling: needs max_tokens >= 1, group_size >= 1, temperature > 0 and an EOS id; "
+            f"got {max_tokens}, {group_size}, {temperature}, {list(eos_ids)}"
         )
     return functools.partial(
         sample,

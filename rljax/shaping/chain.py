@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from rljax.errors import UserError
 from rljax.types import Metrics, Rewards, Rollout, State, Transform
 
 
@@ -20,7 +21,9 @@ def chain(**stages: Transform) -> Transform:
     def apply(rewards: Rewards, state: State, rollout: Rollout) -> tuple[Rewards, State, Metrics]:
         new_state, collected = {}, []
         for name, stage in stages.items():
-            rewards, new_state[name], stage_metrics = stage.apply(rewards, state[name], rollout)
+            rewards, new_state[name], stage_metrics = _apply(
+                name, stage, rewards, state[name], rollout
+            )
             collected.append((name, stage_metrics))
         shaping = jnp.abs(rewards.shaped - rewards.raw).sum()
         total = jnp.abs(rewards.raw).sum() + shaping
@@ -38,3 +41,22 @@ def chain(**stages: Transform) -> Transform:
         return rewards, new_state, metrics
 
     return Transform(init, apply, any(stage.needs_reference for stage in stages.values()))
+
+
+def _apply(name: str, stage: Transform, rewards: Rewards, state: State, rollout: Rollout):
+    """``stage.apply``, its faults told in terms of the stage."""
+    try:
+        shaped, new_state, metrics = stage.apply(rewards, state, rollout)
+        shapes = (shaped.response.shape, shaped.token.shape)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'shaping stage "{name}" raised {reason}') from error
+    expected = (rewards.response.shape, rewards.token.shape)
+    if shapes != expected:
+        raise UserError(
+            f'shaping stage "{name}" must keep the shapes of response and token, {expected}; '
+            f"it returned {shapes}"
+        )
+    return shaped, new_state, metrics

@@ -25,7 +25,9 @@ class Drift(NamedTuple):
 
 
 def fixed(value: float) -> Controller:
-    """A coefficient that stays as it is, and keeps no state."""
+    """A coefficient that stays as it is, and keeps no state. It must not be negative."""
+    if value < 0:
+        raise UserError(f"a coefficient must not be negative; got {value}")
     return Controller(
         init=lambda: (), value=lambda _: jnp.float32(value), update=lambda state, *_: state
     )
@@ -82,7 +84,7 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
 
 
 def as_controller(coefficient: float | Controller) -> Controller:
-    """A controller as it is, a number that is not negative as a fixed one."""
+    """A controller as it is, a number as a fixed one."""
     if isinstance(coefficient, Controller):
         return coefficient
     if not isinstance(coefficient, int | float):
@@ -90,6 +92,4 @@ def as_controller(coefficient: float | Controller) -> Controller:
             "a coefficient must be a number or a controller such as drift, "
             f"not a {type(coefficient).__name__}"
         )
-    if coefficient < 0:
-        raise UserError(f"a coefficient must not be negative; got {coefficient}")
     return fixed(coefficient)

@@ -68,6 +68,11 @@ def length_band(
 
     Returns metrics ``length_penalty_mean`` and ``length_overlong_tokens``, the excess of the mean.
     """
+    if relative_to_reward is not None and isinstance(weight, Controller):
+        raise UserError(
+            "length_band: relative_to_reward would undo what a controller does to weight; "
+            "let it move max_tokens"
+        )
     weight_control, max_control = as_controller(weight), as_controller(max_tokens)
     configured_max = float(max_control.value(max_control.init()))
     check_band(min_tokens, configured_max)

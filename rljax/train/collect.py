@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from rljax.logprobs import token_logprobs, token_values
 from rljax.losses import explained_variance
@@ -17,13 +17,13 @@ from rljax.types import (
     Prompts,
     Rewards,
     Rollout,
+    Score,
     State,
     TrainState,
     Transform,
 )
 
-Sample = Callable[..., Rollout]  # (params, prompts, key, temperature=...) -> Rollout
-Score = Callable[[Rollout], tuple[Array, Metrics]]
+Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=...)
 Collect = Callable[
     [TrainState, PyTree, PRNGKeyArray], tuple[Experience, State, Metrics]
 ]  # -> experience, the new shaping state, metrics
@@ -54,8 +54,9 @@ def make_judge(
                 temperature=temperature,
             )
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
-        raw, scored = score(rollout)
-        rewards = Rewards(raw=raw, response=raw, token=jnp.zeros_like(rollout.logprobs))
+        raw, correct, scored = score(rollout)
+        token = jnp.zeros_like(rollout.logprobs)
+        rewards = Rewards(raw=raw, correct=correct, response=raw, token=token)
         rewards, shaping_state, shaped = shaping.apply(rewards, state.shaping, rollout)
         return Judged(rollout, rewards, shaping_state, scored | shaped)
 

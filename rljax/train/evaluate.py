@@ -10,16 +10,14 @@ from rljax.types import Prompts, Rollout, TrainState
 
 
 def make_evaluate(
-    sample: Sample, judge: Callable[[TrainState, Rollout], Judged], *, temperature: float
+    sample: Sample, judge: Callable[[TrainState, Rollout], Judged]
 ) -> Callable[[TrainState, Prompts, PRNGKeyArray], Judged]:
-    """(state, prompts, key) -> two judged responses per prompt: the greedy one, and one sampled at
-    ``temperature``, adjacent. The shaping state is read and not advanced."""
+    """(state, prompts, key) -> two judged responses per prompt, adjacent: the greedy one, and one
+    sampled. The shaping state is read and not advanced."""
 
     def evaluate(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Judged:
-        temperatures = jnp.tile(jnp.array([0.0, temperature]), prompts.tokens.shape[0])
-        rollout = sample(
-            state.params["policy"], prompts, key, group_size=2, temperature=temperatures
-        )
+        greedy = jnp.tile(jnp.array([True, False]), prompts.tokens.shape[0])
+        rollout = sample(state.params["policy"], prompts, key, group_size=2, greedy=greedy)
         return judge(state, rollout)
 
     return evaluate

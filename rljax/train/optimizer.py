@@ -1,5 +1,6 @@
 """The optimizer of a trained role, from optax."""
 
+import math
 from typing import Literal
 
 import optax
@@ -8,13 +9,14 @@ from rljax.errors import UserError
 
 
 def adamw(
-    *,
-    learning_rate: float,
     total_steps: int,
     updates_per_step: int,
+    /,
+    *,
+    learning_rate: float,
     schedule: Literal["constant", "linear", "cosine"] = "constant",
     warmup_steps: int = 0,
-    final_fraction: float = 0.1,
+    final_fraction: float | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -23,10 +25,14 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the gradient's global norm.
 
-    The rate rises from 0 over ``warmup_steps`` train steps, then falls to ``final_fraction`` of its
-    peak at ``total_steps``. Steps are train steps, of ``updates_per_step`` optimizer updates each.
+    The rate rises from 0 over ``warmup_steps`` train steps; unless it is constant, it then falls to
+    ``final_fraction`` of its peak, by default a tenth, at ``total_steps``. Steps are train steps,
+    of ``updates_per_step`` optimizer updates each.
     """
-    if learning_rate <= 0 or not 0 <= warmup_steps <= total_steps:
+    if schedule == "constant" and final_fraction is not None:
+        raise UserError("adamw: final_fraction is of a falling schedule; this one is constant")
+    final_fraction = 0.1 if final_fraction is None else final_fraction
+    if not 0 < learning_rate < math.inf or not 0 <= warmup_steps <= total_steps:
         raise UserError(
             "adamw: needs learning_rate > 0 and 0 <= warmup_steps <= steps; "
             f"got {learning_rate}, {warmup_steps}, {total_steps}"

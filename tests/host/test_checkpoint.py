@@ -14,10 +14,10 @@ from rljax.sharding import make_mesh
 from rljax.train import adamw, init_state, place, state_shardings
 from rljax.types import Model
 
-OPTIMIZERS = {"policy": adamw(learning_rate=0.1, total_steps=4, updates_per_step=1)}
+OPTIMIZERS = {"policy": adamw(4, 1, learning_rate=0.1)}
 SHAPING = chain(
     length=length_band(
-        2, 4, drift(0.3, limit=0.9, factor=1.5), scale_tokens=2.0, relative_to_reward=0.1
+        2, drift(4.0, limit=2.0, factor=0.8), 0.3, scale_tokens=2.0, relative_to_reward=0.1
     ),
     kl=kl_penalty(adaptive_kl(0.5)),
 )

@@ -78,8 +78,8 @@ def test_logprobs_are_of_the_tempered_distribution_before_the_filter():
     np.testing.assert_allclose(cold.logprobs, np.where(cold.action_mask, logprobs, 0), atol=1e-4)
 
 
-def test_temperature_zero_is_the_argmax_of_each_step():
-    greedy = jax.device_get(draw_without_eos(PARAMS, PROMPTS, KEY, temperature=0.0))
+def test_greedy_is_the_argmax_of_each_step():
+    greedy = jax.device_get(draw_without_eos(PARAMS, PROMPTS, KEY, greedy=True))
     for prompt, mask, tokens in zip(PROMPTS.tokens, PROMPTS.mask, greedy.tokens, strict=True):
         sequence = prompt[mask].tolist()
         for token in tokens[WIDTH:]:
@@ -89,11 +89,10 @@ def test_temperature_zero_is_the_argmax_of_each_step():
             sequence.append(int(token))
 
 
-def test_temperatures_by_row():
-    temperatures = jnp.array([0.0, 1.0, 0.0])
-    mixed = draw_without_eos(PARAMS, PROMPTS, KEY, temperature=temperatures)
-    greedy = draw_without_eos(PARAMS, PROMPTS, KEY, temperature=jnp.zeros(3))
-    warm = draw_without_eos(PARAMS, PROMPTS, KEY, temperature=jnp.ones(3))
+def test_greedy_by_row():
+    mixed = draw_without_eos(PARAMS, PROMPTS, KEY, greedy=jnp.array([True, False, True]))
+    greedy = draw_without_eos(PARAMS, PROMPTS, KEY, greedy=True)
+    warm = draw_without_eos(PARAMS, PROMPTS, KEY)
     np.testing.assert_array_equal(mixed.tokens[::2], greedy.tokens[::2])
     np.testing.assert_array_equal(mixed.tokens[1], warm.tokens[1])
 

@@ -11,10 +11,10 @@ from rljax.train import adamw
 PEAK = 0.01
 
 
-def make(**keywords):
+def make(total_steps=10, updates_per_step=1, **keywords):
     """An optimizer that decays and clips nothing, unless told to."""
-    plain = {"learning_rate": PEAK, "total_steps": 10, "updates_per_step": 1}
-    return adamw(**plain | {"weight_decay": 0.0, "clip_norm": None} | keywords)
+    plain = {"learning_rate": PEAK, "weight_decay": 0.0, "clip_norm": None}
+    return adamw(total_steps, updates_per_step, **plain | keywords)
 
 
 def moves(optimizer, gradients, params=(0.0, 0.0)):
@@ -77,7 +77,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
 
 
 def test_the_defaults_clip_at_1_and_decay_a_hundredth():
-    optimizer = adamw(learning_rate=PEAK, total_steps=10, updates_per_step=1, eps=1.0)
+    optimizer = adamw(10, 1, learning_rate=PEAK, eps=1.0)
     (added,) = moves(optimizer, [[3.0, -4.0]], params=(2.0, -1.0))
     expected = np.array([0.6 / 1.6 + 0.02, -0.8 / 1.8 - 0.01])
     np.testing.assert_allclose(added, -PEAK * expected, rtol=1e-5)

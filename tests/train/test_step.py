@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from tiny import begin_training, tiny_build, train
 
+from rljax.logprobs import token_logprobs
+from rljax.sharding import row_sharding
+
 GROUPS = ("sampling.group_size=2", "data.prompts_per_step=8")
 
 
@@ -118,3 +121,22 @@ def test_adapting_state_is_in_the_metrics():
     # The KL of identical policies is 0, so that the error is clipped at −0.2; 16 rows of 160.
     np.testing.assert_allclose(metrics["shaping/kl"], 0.5 * (1 - 0.2 * 16 / 160), rtol=1e-6)
     np.testing.assert_allclose(state.shaping["kl"].value, metrics["shaping/kl"])
+
+
+def test_fully_sharded_training_splits_rows_and_not_widths():
+    """With all devices on ``fsdp``, each computes the activations of its own rows."""
+    built = tiny_build(*GROUPS, "mesh={data: 1, fsdp: 8, tensor: 1}", devices=8)
+    state, _ = begin_training(built)
+    rows = row_sharding(built.mesh)
+    tokens = jax.device_put(np.ones((16, 20), np.int32), rows)
+    mask = jax.device_put(np.ones((16, 20), bool), rows)
+
+    def loss(params):
+        return token_logprobs(built.models["policy"], params, tokens, mask)[0].sum()
+
+    with jax.set_mesh(built.mesh):
+        text = jax.jit(jax.grad(loss)).lower(state.params["policy"]).compile().as_text()
+    mlp_width = 32
+    assert f"f32[{16 * 20 // 8},{mlp_width}]" in text
+    assert f"f32[{16 * 20},{mlp_width}]" not in text
+    assert "all-to-all" not in text
