@@ -72,7 +72,7 @@ def test_bind_leaves_what_is_positional_open():
         ({"fn": "ramp", "steps": "many"}, r"shaping\.x\.steps: .*integer.*got 'many'"),
         ({"fn": "ramp", "steps": 2.5}, r"shaping\.x\.steps: .*got 2\.5"),
         ({"fn": "ramp", "start": None}, r"shaping\.x\.start: .*got None"),
-        ({"fn": "stage"}, r"shaping\.x: stage: missing a required argument: 'weight'"),
+        ({"fn": "stage"}, r'shaping\.x: the key "weight" is missing'),
         (
             {"fn": "stage", "weight": {"fn": "ramp", "step": 3}},
             r'shaping\.x\.weight: unknown key "step"; did you mean "steps"\?',

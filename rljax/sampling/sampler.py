@@ -38,7 +38,7 @@ def sample(
     pad_id: int,
     group_size: int = 1,
     temperature: float = 1.0,
-    greedy: bool | Bool[Array, " B"] = False,
+    greedy: bool | Bool[Array, "*rows"] = False,
     filter: Callable[[Array], Array] = lambda logits: logits,
 ) -> Rollout:
     """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.

@@ -17,7 +17,7 @@ REWARDS = {
 
 
 def test_by_hand():
-    total, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
+    total, _, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
     assert total.tolist() == [1.5, -1.0, 0.5]
     assert float(metrics["rewards/length/mean"]) == 2.0
     np.testing.assert_allclose(metrics["rewards/length/std"], np.sqrt(2 / 3), rtol=1e-6)
@@ -25,15 +25,15 @@ def test_by_hand():
 
 
 def test_a_missing_weight_is_one_and_a_zero_weight_still_measures():
-    total, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
+    total, _, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
     assert total.tolist() == [1.0, 0.0, 1.0]
     assert float(metrics["rewards/length/mean"]) == 2.0
 
 
 def test_compiled_equals_eager():
     score = weighted_sum(REWARDS, {"length": 0.3})
-    total, metrics = score(ROLLOUT)
-    compiled, compiled_metrics = jax.jit(score)(ROLLOUT)
+    total, _, metrics = score(ROLLOUT)
+    compiled, _, compiled_metrics = jax.jit(score)(ROLLOUT)
     np.testing.assert_allclose(compiled, total, rtol=1e-6)
     assert metrics.keys() == compiled_metrics.keys()
     for name, value in metrics.items():
@@ -49,7 +49,7 @@ def test_compiled_equals_eager():
     ],
 )
 def test_tunix_whole_numbers_do_not_make_the_sum_whole(whole):
-    total, _ = weighted_sum({"whole": whole}, {"whole": 0.7})(ROLLOUT)
+    total, _, _ = weighted_sum({"whole": whole}, {"whole": 0.7})(ROLLOUT)
     assert total.dtype == jnp.float32
     np.testing.assert_allclose(total, [0.7, 0.0, 0.7], rtol=1e-6)
 
@@ -85,10 +85,18 @@ def test_a_reward_may_refuse_in_its_own_words():
 def test_values_that_are_not_finite_are_counted_by_reward(weight):
     """The run stops on the count, which must name the right reward, whatever its weight."""
     bad = {"bad": lambda rollout: jnp.array([jnp.nan, 1.0, -jnp.inf])}
-    _, metrics = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
+    _, _, metrics = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
     counts = {k: int(v) for k, v in metrics.items() if k.endswith("/nonfinite")}
     assert counts == {
         "rewards/bad/nonfinite": 2,
         "rewards/correct/nonfinite": 0,
         "rewards/length/nonfinite": 0,
     }
+
+
+def test_correct_is_the_first_reward_above_one_half_whatever_its_weight():
+    first = {"task": lambda rollout: jnp.array([1.0, 0.0, 0.5])}
+    score = weighted_sum(first | {"style": lambda rollout: jnp.ones(3)}, {"task": 0.1})
+    total, correct, _ = score(ROLLOUT)
+    np.testing.assert_allclose(total, [1.1, 1.0, 1.05], rtol=1e-6)
+    assert correct.tolist() == [True, False, False]

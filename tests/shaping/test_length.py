@@ -86,9 +86,9 @@ def test_seed_fault_8_nothing_syncs_with_the_host():
     """Traced, a ``float()`` of any array would raise."""
     rollout = make_rollout([6, 9])
     rewards = make_rewards(rollout, [1.0, 0.0])
-    weight = drift(0.3, limit=0.6, factor=2.0)
+    highest = drift(3.0, limit=2.0, factor=0.5)
     for transform in (
-        length_band(1, 3, weight=weight, relative_to_reward=0.1),
+        length_band(1, highest, weight=0.3, relative_to_reward=0.1),
         length_metrics(1, 3),
     ):
         _, _, metrics = jax.eval_shape(transform.apply, rewards, transform.init(), rollout)
@@ -139,10 +139,8 @@ def test_padding_columns_change_nothing():
 
 
 def test_compiled_equals_eager():
-    transform = length_band(
-        2, drift(4.0, limit=2.0, factor=0.5), drift(0.3, limit=0.6, factor=2.0),
-        relative_to_reward=0.1,
-    )  # fmt: skip
+    highest, weight = drift(4.0, limit=2.0, factor=0.5), drift(0.3, limit=0.6, factor=2.0)
+    transform = length_band(2, highest, weight)
     rollout = make_rollout([3, 5, 6])
     rewards = make_rewards(rollout, [1.0, 0.0, 1.0])
     eager = transform.apply(rewards, transform.init(), rollout)
@@ -225,6 +223,7 @@ def test_a_band_upside_down_is_refused(band):
         {"scale_tokens": 0.0},  # not silently the default
         {"weight": -0.3},  # pays for length: fault 1 by config
         {"relative_to_reward": -0.1},
+        {"relative_to_reward": 0.1, "weight": drift(0.3, limit=0.6, factor=2.0)},
         {"relative_to_reward": 0.0},
     ],
 )
