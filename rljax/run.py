@@ -34,11 +34,9 @@ WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
     "nll": "policy/nll",
     "reward": "reward_mean",
-    "shaped": "reward_shaped_mean",
     "length": "length_mean",
     "in band": "in_band_ratio",
     "kl": "reference_kl",
-    "s/step": "perf/step_seconds",
 }
 
 
