@@ -14,7 +14,7 @@ from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
-Source = str | dict[str, Any]  # a file, or a node of rljax.tasks
+Source = Node  # likewise, or the path of a file
 
 
 class Section(pydantic.BaseModel):

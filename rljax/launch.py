@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
     )
     options = parser.parse_intermixed_args(arguments)
+    _enough_threads()
     try:
         config_path, overrides = config_and_overrides(options.settings)
         config = load_config(config_path, overrides)
@@ -96,6 +97,13 @@ def _new_run_dir() -> Path:
         except OSError as error:
             raise UserError(f"cannot make a run folder under runs/: {error.strerror}") from error
         return folder
+
+
+def _enough_threads() -> None:
+    """Gives simulated devices a thread each, and more: fewer can wait for each other for ever."""
+    simulated = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if simulated:  # read when JAX first looks for devices
+        os.environ.setdefault("NPROC", str(2 * int(simulated[1])))
 
 
 def _use_compilation_cache() -> None:
