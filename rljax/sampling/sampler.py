@@ -58,9 +58,10 @@ def sample(
     """
     count, width = prompts.tokens.shape
     rows = count * group_size
-    repeat = lambda tree: jax.tree.map(  # noqa: E731
-        lambda x: spread_rows(jnp.repeat(x, group_size, axis=0)), tree
-    )
+
+    def repeat(tree):
+        return jax.tree.map(lambda x: spread_rows(jnp.repeat(x, group_size, axis=0)), tree)
+
     greedy = jnp.broadcast_to(greedy, (rows,))
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
