@@ -1,7 +1,16 @@
-"""The one exception for what a user can put right, and how to name the nearest valid spelling."""
+"""The one exception for what a user can put right, and the words that such messages share."""
 
 import difflib
 from collections.abc import Iterable
+
+import jax
+
+TRACED_VALUE_READ = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 class UserError(ValueError):
@@ -18,6 +27,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}(valid: {', '.join(valid)})"
+
+
+def reason(error: Exception) -> str:
+    """Why a user's function failed while it was traced, in one line."""
+    if isinstance(error, TRACED_VALUE_READ):
+        return (
+            "reads the values of arrays in Python (float(), if, tokenizer.decode, ...); it is "
+            "compiled into the step, so write it with jax.numpy"
+        )
+    return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def multiples(count: int, divisor: int) -> str:

@@ -27,7 +27,8 @@ DEFAULT_CONFIG = "addition.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
+    """The command. Returns the exit code: 0, 2 for anything that the user can put right, or 130 if
+    it was interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m rljax.launch",
         usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
@@ -47,14 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config_path, overrides = config_and_overrides(options.settings)
         config = load_config(config_path, overrides)
-        (dry_run if options.dry_run else run)(config, config_path)
+        return (dry_run if options.dry_run else run)(config, config_path)
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rljax: interrupted; the same command with run_dir resumes", file=sys.stderr)
-        return 130
-    return 0
 
 
 def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
@@ -66,23 +63,29 @@ def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
     return path, [setting for setting in settings if "=" in setting]
 
 
-def dry_run(config: Config, config_path: Path) -> None:
+def dry_run(config: Config, config_path: Path) -> int:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
     built = build(config, config_path.parent)
     check_step(built)
     print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config).items():
         print(f"{name:<11} {line}")
+    return 0
 
 
-def run(config: Config, config_path: Path) -> None:
+def run(config: Config, config_path: Path) -> int:
     """Builds everything and trains."""
     _use_compilation_cache()
     built = build(config, config_path.parent)
     check_step(built)
     folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
-    with jax.set_mesh(built.mesh):
-        Run(config, built, folder, Terminal()).run()
+    try:
+        with jax.set_mesh(built.mesh):
+            Run(config, built, folder, Terminal()).run()
+    except KeyboardInterrupt:
+        print(f"rljax: interrupted; the same with run_dir={folder} resumes it", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _new_run_dir() -> Path:

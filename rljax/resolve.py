@@ -16,7 +16,7 @@ from typing import Any
 
 import pydantic
 
-from rljax.errors import UserError, nearest
+from rljax.errors import UserError, nearest, reason
 
 Node = str | Mapping[str, Any]
 
@@ -98,7 +98,10 @@ def arguments(
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in resolved:
             if name not in context:
-                raise UserError(f'{where}: the key "{name}" is missing')
+                raise UserError(
+                    f'{where}: the key "{name}" is missing: {getattr(fn, "__name__", fn)} asks for '
+                    "it, and it is nothing that a run knows by itself"
+                )
             resolved[name] = context[name]
     return resolved
 
@@ -113,7 +116,7 @@ def call(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where}: {name} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"{where}: {name} {reason(error)}") from error
 
 
 def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Callable:

@@ -128,6 +128,17 @@ def test_killed_and_resumed_ends_bitwise_where_undisturbed_does(undisturbed, tmp
     assert (tmp_path / weights).read_bytes() == (expected / weights).read_bytes()
 
 
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    run = process(tmp_path, "steps=4000")
+    metrics = tmp_path / "metrics.jsonl"
+    while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 4):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert err == f"rljax: interrupted; the same with run_dir={tmp_path} resumes it\n"
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed):
     folder, _ = undisturbed
     before = final_state(folder)
@@ -219,6 +230,7 @@ def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
         "def per_token(rollout): return rollout.logprobs\n"
         "def nan(rollout): return jnp.full(rollout.tokens.shape[0], jnp.nan)\n"
         "def raising(rollout): return rollout.absent\n"
+        "def in_python(rollout): return [float(row[0]) for row in rollout.tokens]\n"
     )
     monkeypatch.chdir(tmp_path)
 
@@ -229,6 +241,7 @@ def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
     assert "one number per response, shape (16,); it returned shape (16, 20)" in says("per_token")
     assert "gave 32 non-finite value(s) on the held-out prompts" in says("nan")
     assert "raised AttributeError" in says("raising")
+    assert "write it with jax.numpy" in says("in_python")
     assert 'marker "ab" must be one token' in refused(capsys, "rewards.correct.marker=ab")
     assert not (tmp_path / "run" / "checkpoints" / "0").exists()
 

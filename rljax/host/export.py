@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import jax
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from transformers import GenerationConfig, LlamaConfig
 
 from rljax.models.hf import hf_config, hf_tensors
@@ -32,7 +32,8 @@ def export_hf(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = dict(hf_tensors(jax.device_get(params), config))
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    weights = save(tensors, metadata={"format": "pt"})
+    (partial / "model.safetensors").write_bytes(weights)
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,

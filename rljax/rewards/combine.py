@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rljax.errors import UserError
+from rljax.errors import UserError, reason
 from rljax.types import Reward, Rollout, Score
 
 
@@ -43,7 +43,7 @@ def _call(name: str, reward: Reward, rollout: Rollout) -> Float[Array, " B"]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'reward "{name}" raised {type(error).__name__}: {error}') from error
+        raise UserError(f'reward "{name}" {reason(error)}') from error
     rows = rollout.tokens.shape[0]
     if values.shape != (rows,):
         raise UserError(

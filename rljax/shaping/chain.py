@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rljax.errors import UserError
+from rljax.errors import UserError, reason
 from rljax.types import Metrics, Rewards, Rollout, State, Transform
 
 
@@ -51,8 +51,7 @@ def _apply(name: str, stage: Transform, rewards: Rewards, state: State, rollout:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f'shaping stage "{name}" raised {reason}') from error
+        raise UserError(f'shaping stage "{name}" {reason(error)}') from error
     expected = (rewards.response.shape, rewards.token.shape)
     if shapes != expected:
         raise UserError(
