@@ -31,7 +31,7 @@ def test_own_reward_and_shaping_from_the_working_directory(tmp_path, monkeypatch
     assert launch.main([*SETTINGS, "warm_start=null", *own, "run_dir=run"]) == 0
     metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     for record in metrics:
-        expected = record["rewards/correct/mean"] + 0.1 * record["rewards/work/mean"]
+        expected = record["rewards/correct/mean"] + 0.1 * record["rewards/shown/mean"]
         np.testing.assert_allclose(record["reward_mean"], expected, atol=1e-6)
         np.testing.assert_allclose(
             record["token_cost_mean"], 0.005 * record["length_mean"], rtol=1e-5
