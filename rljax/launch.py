@@ -5,10 +5,13 @@ same ``run_dir`` goes on where it stopped.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import re
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
@@ -80,12 +83,31 @@ def run(config: Config, config_path: Path) -> int:
     check_step(built)
     folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
     try:
-        with jax.set_mesh(built.mesh):
-            Run(config, built, folder, Terminal()).run()
+        with jax.set_mesh(built.mesh), interrupts() as interrupted:
+            Run(config, built, folder, Terminal(), interrupted).run()
     except KeyboardInterrupt:
         print(f"rljax: interrupted; the same with run_dir={folder} resumes it", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only makes the yielded function true, for the loop to stop between
+    two steps; a KeyboardInterrupt in the middle of one can be lost. The second stops at once."""
+    seen = False
+
+    def note(signum, frame):
+        nonlocal seen
+        seen = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("rljax: stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _new_run_dir() -> Path:

@@ -7,6 +7,7 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -41,10 +42,21 @@ SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
 
 
 class Run:
-    """One start of a run: its functions, its folder, and the seconds it has taken."""
+    """One start of a run: its functions, its folder, and the seconds it has taken.
 
-    def __init__(self, config: Config, built: Build, folder: Path, terminal: Terminal):
+    Between two steps it stops, with a KeyboardInterrupt, if ``interrupted()``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        built: Build,
+        folder: Path,
+        terminal: Terminal,
+        interrupted: Callable[[], bool],
+    ):
         self.config, self.built, self.folder, self.terminal = config, built, folder, terminal
+        self._interrupted = interrupted
         self._started = time.perf_counter()
         self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
@@ -161,6 +173,8 @@ class Run:
             for name, value in moved_controllers(changes, metrics).items():
                 text = f"step {step}: {name} is now {value:.4g}"
                 self.terminal.say("controller", text, step=step, name=name, value=value)
+            if self._interrupted():
+                raise KeyboardInterrupt
 
         def compiling():
             return self._compiling(phase.name)
