@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rljax.sharding import gather_table, spread_rows
 from rljax.types import Cache, Model, Params
 
-REMAT = {
-    "none": None,
+REMAT = {  # by name; "none" wraps nothing
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }

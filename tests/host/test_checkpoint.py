@@ -128,13 +128,15 @@ def test_the_key_draws_on_as_the_saved_one(saved):
 
 
 def test_a_donated_state_was_saved_as_it_was(tmp_path):
-    """Writing goes on while the next step takes, or on some versions copies, the buffers."""
+    """Writing goes on while the next step takes the state's buffers."""
     state = placed(seed=1)
     expected = on_host(state)
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         spend = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
         spend(state.params), spend(state.opt_state)
+    if jax.__version_info__[:2] != (0, 11):  # which copies a buffer that is being saved
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     with opened(tmp_path) as checkpoints:
         assert on_host(checkpoints.restore(abstract())[0]) == expected
 
