@@ -20,12 +20,13 @@ from rich.table import Table
 
 from benchmarks.roofline import forward_flops, matmul_peak, median_seconds
 from rljax import resolve
-from rljax.build import build
+from rljax.build import Build, build
 from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.host.loop import CompiledStep
 from rljax.launch import config_and_overrides
 from rljax.train import make_update, place, state_shardings
+from rljax.types import Params
 
 REPEATS = 5
 
@@ -35,24 +36,27 @@ def measure(arguments: list[str]) -> dict[str, float]:
     path, overrides = config_and_overrides(arguments)
     config = load_config(path, ["warm_start=null", *overrides])
     built = build(config, path.parent)
-    phase, policy = built.train, built.models["policy"]
+    phase = built.train
     key, prompts = jax.random.key(0), phase.batches[0]
-    roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
+    roles = {"axes": phase.axes, "optimizers": phase.optimizers, "mesh": built.mesh}
     with jax.set_mesh(built.mesh):
-        state = place(lambda key: phase.begin(policy.init(key)), key, **roles)
-        sample = jax.jit(built.sample).lower(state.params["policy"], prompts, key).compile()
-        collect = jax.jit(phase.collect).lower(state, prompts, key).compile()
+        state = place(lambda key: phase.begin(draw(built, key)), jax.random.key(0), **roles)
+        step = phase.train_step
+        sample = jax.jit(step.draw).lower(state, prompts, key).compile()
+
+        def drawn_and_appraised(state, prompts, key):
+            return step.appraise(state, step.draw(state, prompts, key))
+
+        collect = jax.jit(drawn_and_appraised).lower(state, prompts, key).compile()
         experience, _, collected = collect(state, prompts, key)
-        update = jax.jit(phase.update).lower(state, experience, key).compile()
+        update = jax.jit(step.update).lower(state, experience, key).compile()
         seconds = {
-            "sampling": median_seconds(
-                lambda: sample(state.params["policy"], prompts, key), REPEATS
-            ),
+            "sampling": median_seconds(lambda: sample(state, prompts, key), REPEATS),
             "collect": median_seconds(lambda: collect(state, prompts, key), REPEATS),
             "update": median_seconds(lambda: update(state, experience, key), REPEATS),
         }
         step = CompiledStep(
-            phase.train_step, state_shardings(state, **roles), built.mesh, contextlib.nullcontext
+            step, state_shardings(state, **roles), built.mesh, contextlib.nullcontext
         )
         start = time.perf_counter()
         batch = step.prepare(state, prompts)
@@ -87,6 +91,11 @@ def measure(arguments: list[str]) -> dict[str, float]:
         "matmul_peak_gflops_per_second": peak / 1e9,
         "update_mfu": flops / seconds["update"] / peak,
     }
+
+
+def draw(built: Build, key) -> dict[str, Params]:
+    """What the run begins with, all drawn at random."""
+    return {name: start.model.init(key) for name, start in built.networks.starts.items()}
 
 
 def main() -> None:

@@ -5,57 +5,77 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
-from transformers import AutoTokenizer
+from jaxtyping import PyTree
 
 from rljax import algorithms, resolve, rewards, shaping, tasks
-from rljax.config import Config, Source
-from rljax.errors import UserError, multiples
+from rljax.config import Config, Source, is_function
+from rljax.errors import UserError, multiples, nearest
 from rljax.host.data import PromptTable, demonstration_batches, prompt_batches, read_jsonl
-from rljax.logprobs import token_logprobs, token_values
-from rljax.models import DecoderConfig, decoder, families
+from rljax.host.pretrained import (
+    ensure_pad,
+    eos_ids_of,
+    find_folder,
+    has_tokenizer,
+    load_tokenizer,
+    same_tokens,
+)
+from rljax.host.retokenize import ROW, make_retokenizer
+from rljax.logprobs import hidden_logprobs, hidden_values
+from rljax.models import DecoderConfig
+from rljax.roles import Networks, Trees, make_networks
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
 from rljax.train import (
+    TrainStep,
     adamw,
-    collect_offline,
+    appraise_offline,
+    draw_offline,
     init_state,
-    make_collect,
-    make_evaluate,
+    make_appraise,
+    make_draw,
+    make_draw_both,
     make_judge,
-    make_train_step,
     make_update,
 )
-from rljax.train.collect import Collect, Judged
-from rljax.train.step import TrainStep
-from rljax.train.update import Update, check_rows
+from rljax.train.collect import Draw, Judged
+from rljax.train.update import Forward, check_rows
+from rljax.trees import role_params
 from rljax.types import (
     Algorithm,
-    Model,
     Optimizers,
     Outputs,
     Prompts,
+    Role,
     Rollout,
     TrainState,
     Transform,
 )
 
+Between = Callable[[Rollout], Rollout]
+
 
 class Phase(NamedTuple):
-    """A stretch of training: the halves of its step, how its state begins, and its batches."""
+    """A stretch of training: its step, how its state begins, and its batches."""
 
     name: str
     steps: int
-    collect: Collect
-    update: Update
-    begin: Callable[..., TrainState]  # the policy's parameters, or nothing -> state
+    train_step: TrainStep
+    begin: Callable[[Trees], TrainState]  # from the starts, by name
+    axes: dict[str, PyTree]  # the logical axes of every tree of the state
     optimizers: Optimizers
     batches: Any  # batches[step]
+    between: Between | None = None  # what the host does between drawing and learning
 
-    @property
-    def train_step(self) -> TrainStep:
-        return make_train_step(self.collect, self.update)
+
+class Evaluation(NamedTuple):
+    """Held-out prompts, and the functions that answer and judge them."""
+
+    prompts: Prompts
+    draw: Draw
+    between: Between | None
+    judge: Callable[[TrainState, Rollout], Judged]
 
 
 class Build(NamedTuple):
@@ -63,14 +83,16 @@ class Build(NamedTuple):
 
     mesh: Mesh
     tokenizer: Any
-    decoder: DecoderConfig
-    models: dict[str, Model]  # by role
+    networks: Networks
     warm_start: Phase | None
     train: Phase
     sample: Callable[..., Rollout]
-    judge: Callable[[TrainState, Rollout], Judged]
-    evaluate: Callable[[TrainState, Prompts, PRNGKeyArray], Judged]
-    heldout: Prompts
+    evaluation: Evaluation
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The policy's."""
+        return self.networks.sources["policy"].architecture.decoder
 
 
 def build(config: Config, config_dir: Path, devices: list | None = None) -> Build:
@@ -82,21 +104,9 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
     shards = row_shards(mesh)
-    tokenizer = _tokenizer(config)
-    context = {
-        "tokenizer": tokenizer,
-        "vocab_size": len(tokenizer),
-        "seed": config.seed,
-        **config.length.model_dump(),
-    }
+    tokenizer = read_tokenizer(config)
+    context = context_of(config, tokenizer)
 
-    decoder_config = resolve.call(config.model, families, context=context, where="model")
-    _expect(decoder_config, DecoderConfig, "model")
-    if decoder_config.vocab_size < len(tokenizer):
-        raise UserError(
-            f"model: vocab_size={decoder_config.vocab_size} has no room for the tokenizer's "
-            f"{len(tokenizer)} tokens"
-        )
     algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
     _expect(algorithm, Algorithm, "algorithm")
     if algorithm.estimate is None:
@@ -104,11 +114,13 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     shaper = _shaping(config, context)
     score = _score(config, context)
 
-    roles = {"policy": decoder(decoder_config)}
-    if algorithm.needs_value:
-        roles["value"] = decoder(decoder_config, head="value")
-    if shaper.needs_reference:
-        roles["reference"] = roles["policy"]
+    networks = make_networks(
+        config.models,
+        context,
+        needs_value=algorithm.needs_value,
+        needs_reference=shaper.needs_reference,
+    )
+    roles = networks.roles
     trained = [role for role in ("policy", "value") if role in roles]
     if set(config.optimizer) != set(trained):
         raise UserError(
@@ -116,12 +128,17 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             f"got them for {', '.join(config.optimizer) or 'none'}"
         )
 
-    ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": (tokenizer.eos_token_id,)}
+    eos_ids = eos_ids_of(tokenizer, networks.sources["policy"].folder)
+    ensure_pad(tokenizer, eos_ids)
+    ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
     sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
-    sample = make_sampler(roles["policy"], **sampling)
+    sample = make_sampler(roles["policy"].model, **sampling)
     for token in (sampling["pad_id"], *sampling["eos_ids"]):
         if not 0 <= token < len(tokenizer):
             raise UserError(f"sampling: {token} is no id of the tokenizer")
+    columns = config.data.max_prompt_tokens + sampling["max_tokens"]
+    _check_reward_is_read(config)
+    reward_tokenizer = check_roles(networks, tokenizer, columns)
     temperature = sample.keywords["temperature"]
     judge = make_judge(roles, score, shaper, temperature=temperature)
 
@@ -137,22 +154,9 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
     check_rows(rows, update["minibatches"], update["microbatches"], shards)
 
-    def forward(params, batch):
-        masks = (batch.tokens, batch.mask)
-        logprobs, entropy = token_logprobs(
-            roles["policy"], params["policy"], *masks, temperature=temperature
-        )
-        values = token_values(roles["value"], params["value"], *masks) if "value" in roles else None
-        return Outputs(logprobs, entropy, values)
-
-    key = jax.random.key(config.seed)
-
-    def begin(policy) -> TrainState:
-        state_key, value_key = jax.random.split(jax.random.fold_in(key, 1))
-        params = {"policy": policy}
-        if "value" in roles:  # the policy's trunk under a new head
-            params["value"] = policy | {"head": roles["value"].init(value_key)["head"]}
-        frozen = {"reference": policy} if "reference" in roles else {}
+    def begin(starts: Trees) -> TrainState:
+        state_key, trees_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+        params, frozen = networks.begin(starts, trees_key)
         return init_state(
             key=state_key,
             params=params,
@@ -161,55 +165,108 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             shaping=shaper.init(),
         )
 
-    def prompts(source: Source, where: str, *, heldout: bool) -> PromptTable:
+    def prompts(source: Source, where: str, *, heldout: bool) -> tuple[PromptTable, Any]:
+        """The prompts of a source, and what the host does with rollouts of them."""
         rows, name = _rows(source, config_dir, context | {"heldout": heldout}, where)
-        return PromptTable(
-            rows, tokenizer, source=name, max_prompt_tokens=config.data.max_prompt_tokens
+        table = PromptTable(
+            rows,
+            tokenizer,
+            source=name,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            chat_template=config.data.chat_template,
+        )
+        if reward_tokenizer is None:
+            return table, None
+        table.extras[ROW] = np.arange(len(table), dtype=np.int32)
+        return table, make_retokenizer(
+            table.prompts,
+            tokenizer,
+            reward_tokenizer,
+            max_tokens=networks.sources["reward"].max_tokens or 2 * columns,
         )
 
+    table, between = prompts(config.data.train, "data.train", heldout=False)
     train = Phase(
         "train",
         config.steps,
-        make_collect(roles, sample, judge, algorithm.estimate),
-        make_update(forward, algorithm.loss, algorithm.weigh, optimizers, **update),
-        begin,
-        optimizers,
-        prompt_batches(
-            prompts(config.data.train, "data.train", heldout=False),
-            prompts_per_step=config.data.prompts_per_step,
-            seed=config.seed,
+        TrainStep(
+            make_draw(roles, sample),
+            make_appraise(roles, judge, algorithm.estimate),
+            make_update(
+                make_forward(roles, temperature),
+                algorithm.loss,
+                algorithm.weigh,
+                optimizers,
+                **update,
+            ),
         ),
+        begin,
+        {name: tree.axes for name, tree in networks.trees.items()},
+        optimizers,
+        prompt_batches(table, prompts_per_step=config.data.prompts_per_step, seed=config.seed),
+        between,
     )
-    heldout = prompts(config.data.eval, "data.eval", heldout=True)
+    heldout, between = prompts(config.data.eval, "data.eval", heldout=True)
     count = min(config.evaluation.prompts, len(heldout)) // shards * shards
     if count == 0:
         raise UserError(f"data.eval: at least {shards} prompts are needed on this mesh")
     return Build(
         mesh=mesh,
         tokenizer=tokenizer,
-        decoder=decoder_config,
-        models=roles,
-        warm_start=_warm_start(config, config_dir, roles["policy"], context, mesh),
+        networks=networks,
+        warm_start=_warm_start(config, config_dir, networks, context, mesh),
         train=train,
         sample=sample,
-        judge=judge,
-        evaluate=make_evaluate(sample, judge),
-        heldout=heldout.take(range(count)),
+        evaluation=Evaluation(
+            heldout.take(range(count)), make_draw_both(roles, sample), between, judge
+        ),
     )
 
 
-def abstract_state(built: Build) -> TrainState:
-    """The shapes of the state that reinforcement learning begins with."""
-    policy = jax.eval_shape(built.models["policy"].init, jax.random.key(0))
-    return jax.eval_shape(built.train.begin, policy)
+def context_of(config: Config, tokenizer) -> dict[str, Any]:
+    """What a run knows by itself, and fills in for a function that asks for it."""
+    return {
+        "tokenizer": tokenizer,
+        "vocab_size": len(tokenizer),
+        "seed": config.seed,
+        **config.length.model_dump(),
+    }
+
+
+def make_forward(roles: Mapping[str, Role], temperature: float) -> Forward:
+    """(all trees, rows) -> what a loss needs of policy and value, which may share a pass."""
+    policy, value = roles["policy"], roles.get("value")
+
+    def forward(trees: Trees, batch) -> Outputs:
+        params = role_params(policy, trees)
+        hidden = policy.model.apply(params, batch.tokens, batch.mask)
+        logprobs, entropy = hidden_logprobs(
+            policy.model, params, hidden, batch.tokens, temperature=temperature
+        )
+        if value is None:
+            return Outputs(logprobs, entropy)
+        params = role_params(value, trees)
+        if value.trees[: len(policy.trees)] != policy.trees:
+            hidden = value.model.apply(params, batch.tokens, batch.mask)
+        return Outputs(logprobs, entropy, hidden_values(value.model, params, hidden))
+
+    return forward
+
+
+def abstract_state(built: Build, phase: Phase) -> TrainState:
+    """The shapes of the state that a phase begins with."""
+    starts = {name: start.abstract for name, start in built.networks.starts.items()}
+    return jax.eval_shape(phase.begin, starts)
 
 
 def check_step(built: Build) -> None:
     """Traces a step and an evaluation on shapes alone, so that a faulty reward or shaping stage is
     found before anything runs."""
-    state, key = abstract_state(built), jax.random.key(0)
+    state, key = abstract_state(built, built.train), jax.random.key(0)
     after, metrics = jax.eval_shape(built.train.train_step, state, built.train.batches[0])
-    jax.eval_shape(built.evaluate, state, built.heldout, key)
+    evaluation = built.evaluation
+    drawn = jax.eval_shape(evaluation.draw, state, evaluation.prompts, key)
+    jax.eval_shape(evaluation.judge, state, drawn)
     for (path, old), new in zip(
         jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
     ):
@@ -224,10 +281,15 @@ def check_step(built: Build) -> None:
             raise UserError(f'the metric "{name}" must be one number, has shape {metric.shape}')
 
 
-def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | None:
+def _warm_start(config, config_dir, networks: Networks, context, mesh) -> Phase | None:
     warm = config.warm_start
     if warm is None:
         return None
+    if networks.sources["policy"].lora is not None:
+        raise UserError(
+            "warm_start: it trains the whole policy; run it by itself, and train adapters "
+            "(models.policy.lora) on what it exports"
+        )
     rows, name = _rows(warm.data, config_dir, context, "warm_start.data")
     batches, mean_tokens = demonstration_batches(
         rows,
@@ -236,23 +298,23 @@ def _warm_start(config, config_dir, policy: Model, context, mesh) -> Phase | Non
         batch_size=warm.batch_size,
         buckets=warm.buckets,
         seed=config.seed,
+        chat_template=config.data.chat_template,
     )
     _check_shards("warm_start.batch_size", warm.batch_size, mesh)
     optimizers = {"policy": _adamw(warm.optimizer, warm.steps, 1, "warm_start.optimizer")}
     # Every token weighs the same, whichever bucket its row comes from.
     algorithm = algorithms.sft(aggregation="seq-mean-token-sum-norm", norm_tokens=mean_tokens)
+    policy = {"policy": networks.roles["policy"]}
 
-    def forward(params, batch):
-        return Outputs(*token_logprobs(policy, params["policy"], batch.tokens, batch.mask))
+    def begin(starts: Trees) -> TrainState:
+        key = jax.random.split(jax.random.key(config.seed))[1]
+        return init_state(key=key, params={"policy": starts["policy"]}, optimizers=optimizers)
 
-    def begin() -> TrainState:
-        init_key, state_key = jax.random.split(jax.random.key(config.seed))
-        return init_state(
-            key=state_key, params={"policy": policy.init(init_key)}, optimizers=optimizers
-        )
-
+    forward = make_forward(policy, temperature=1.0)
     update = make_update(forward, algorithm.loss, algorithm.weigh, optimizers)
-    return Phase("warm_start", warm.steps, collect_offline, update, begin, optimizers, batches)
+    step = TrainStep(draw_offline, appraise_offline, update)
+    axes = {"policy": networks.trees["policy"].axes}
+    return Phase("warm_start", warm.steps, step, begin, axes, optimizers, batches)
 
 
 def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: str):
@@ -263,17 +325,52 @@ def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: s
         raise UserError(f"{where}: {error}") from error
 
 
-def _tokenizer(config: Config):
-    if isinstance(config.tokenizer, str) and Path(config.tokenizer).is_dir():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"tokenizer: {config.tokenizer} holds no tokenizer") from error
-    else:
-        tokenizer = resolve.call(config.tokenizer, tasks, context={}, where="tokenizer")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise UserError("tokenizer: it needs an EOS token, and a pad token that is not the EOS")
-    return tokenizer
+def read_tokenizer(config: Config):
+    """That of ``tokenizer``, or of the policy's folder."""
+    node, where = config.tokenizer, "tokenizer"
+    if node is None:
+        node, where = resolve.split(config.models.policy, "models.policy")[0], "models.policy"
+        if is_function(node):
+            raise UserError("tokenizer: it is needed where the policy is no folder that has one")
+    if isinstance(node, str) and not (node in tasks.__all__ or ":" in node):
+        if "/" not in node and not Path(node).is_dir():
+            hint = nearest(node, tasks.__all__)
+            raise UserError(f'{where}: "{node}" is no folder here, and no function; {hint}')
+        return load_tokenizer(find_folder(node, where))
+    return resolve.call(node, tasks, context={}, where=where)
+
+
+def check_roles(networks: Networks, tokenizer, columns: int):
+    """Raises ``UserError`` for a model that has no room for the tokens or the positions of a run.
+
+    Returns the reward model's own tokenizer, if that is another.
+    """
+    reward_tokenizer = None
+    for role, source in networks.sources.items():
+        decoder, hf = source.architecture
+        reads = tokenizer
+        if role != "policy" and source.folder is not None and has_tokenizer(source.folder):
+            own = load_tokenizer(source.folder)
+            template = own.chat_template not in (None, tokenizer.chat_template)
+            if not same_tokens(own, tokenizer) or (role == "reward" and template):
+                if role != "reward":
+                    raise UserError(
+                        f"models.{role}: the tokenizer of {source.folder} is not the policy's"
+                    )
+                reads = reward_tokenizer = own
+        if decoder.vocab_size < len(reads):
+            raise UserError(
+                f"models.{role}: an embedding of {decoder.vocab_size} rows has no room for the "
+                f"tokenizer's {len(reads)} tokens"
+            )
+        limits = [hf.max_position_embeddings, *(a.rope.max_positions for a in decoder.attends)]
+        limit = min(limit for limit in limits if limit is not None)
+        if reads is tokenizer and columns > limit:
+            raise UserError(
+                f"models.{role}: {columns} tokens of prompt and response are more than the "
+                f"{limit} positions that the model knows"
+            )
+    return reward_tokenizer
 
 
 def _shaping(config: Config, context) -> Transform:
@@ -285,6 +382,12 @@ def _shaping(config: Config, context) -> Transform:
     if "measure" in stages:
         raise UserError('shaping: the name "measure" is taken, by the stage that measures lengths')
     return shaping.chain(measure=measure, **stages)
+
+
+def _check_reward_is_read(config: Config) -> None:
+    names = [resolve.split(node, "rewards")[0] for node in config.rewards.values()]
+    if config.models.reward is not None and not any(n == "reward_model" or ":" in n for n in names):
+        raise UserError("models.reward: none of the rewards is a reward_model, so nothing reads it")
 
 
 def _score(config: Config, context):

@@ -1,23 +1,31 @@
 """The ``rljax`` command."""
 
+import importlib
+import os
 import sys
 
 from rljax import __version__
 
 USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
+       rljax export RUN --to DIR [--step N] [--role ROLE] [--merge]
+       rljax doctor MODEL
        rljax --version
 
-launch  train a language model by reinforcement; see `rljax launch --help`"""
+launch  train a language model by reinforcement
+export  write a model of a run as a Hugging Face folder
+doctor  say what a model folder is, and what training it takes
+
+`rljax COMMAND --help` tells more."""
+COMMANDS = ("launch", "export", "doctor")
 
 
 def main() -> int:
     """Dispatches to a subcommand, which alone is imported."""
     command, *arguments = sys.argv[1:] or ["--help"]
-    if command == "launch":
-        from rljax import launch
-
-        return launch.main(arguments)
+    if command in COMMANDS:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
+        return importlib.import_module(f"rljax.{command}").main(arguments)
     if command == "--version":
         print(__version__)
         return 0

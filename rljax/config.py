@@ -8,17 +8,29 @@ import yaml
 
 from rljax import algorithms, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
+from rljax.host.pretrained import pretrained
 from rljax.models import families
+from rljax.models.lora import make_lora
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
 Source = Node  # likewise, or the path of a file
+OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
 
 class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class Models(Section):
+    """Each names a function with the sizes of a model, or a Hugging Face folder or hub id."""
+
+    policy: Node
+    value: Node = OF_POLICY  # its trunk, copied, under a new head; or "shared"
+    reference: Node = OF_POLICY  # as it is when training starts
+    reward: Node | None = None
 
 
 class Data(Section):
@@ -26,6 +38,7 @@ class Data(Section):
     eval: Source
     prompts_per_step: pydantic.PositiveInt
     max_prompt_tokens: pydantic.PositiveInt
+    chat_template: dict[str, Any] = {}  # what the tokenizer's chat template takes beside messages
 
 
 class LengthPolicy(Section):
@@ -61,8 +74,8 @@ class Config(Section):
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
     mesh: dict[str, Any] = {}
-    tokenizer: Node
-    model: Node
+    models: Models
+    tokenizer: Node | None = None  # null: the policy's own
     data: Data
     sampling: dict[str, Any]
     length: LengthPolicy
@@ -150,7 +163,11 @@ def resolved(config: Config) -> dict[str, Any]:
     tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
     tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
     tree["update"] = resolve.defaults(make_update) | config.update
-    tree["model"] = resolve.explicit(config.model, families, "model")
+    tree["models"] = {
+        role: _explicit_model(node, f"models.{role}")
+        for role, node in config.models
+        if node is not None
+    }
     tree["algorithm"] = resolve.explicit(config.algorithm, algorithms, "algorithm")
     tree["rewards"] = {
         name: resolve.explicit(node, rewards, f"rewards.{name}")
@@ -166,6 +183,22 @@ def resolved(config: Config) -> dict[str, Any]:
     if config.warm_start:
         tree["warm_start"]["optimizer"] = resolve.defaults(adamw) | config.warm_start.optimizer
     return tree
+
+
+def is_function(model: str) -> bool:
+    """Whether the name of a model is a function's, and not a folder's or a hub id."""
+    return model in families.__all__ or ":" in model
+
+
+def _explicit_model(node: Node, where: str) -> Node:
+    name, given = resolve.split(node, where)
+    if isinstance(given.get("lora"), dict):
+        given["lora"] = resolve.defaults(make_lora) | given["lora"]
+    if is_function(name):
+        return resolve.explicit({"fn": name, **given}, families, where)
+    if name in (OF_POLICY, SHARED):
+        return {"fn": name, **given} if given else name
+    return {"fn": name, **resolve.defaults(pretrained), **given}
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -13,8 +13,8 @@ from rljax.train import state_shardings
 def describe(built: Build, config: Config) -> dict[str, str]:
     """A line each on the devices, the mesh, the parameters by role, the memory, and the batch."""
     phase, sampling = built.train, built.sample.keywords
-    state = abstract_state(built)
-    places = state_shardings(state, built.models, phase.optimizers, built.mesh)
+    state = abstract_state(built, built.train)
+    places = state_shardings(state, phase.axes, phase.optimizers, built.mesh)
     roles, role_places = state.params | state.frozen, places.params | places.frozen
     counts = {
         role: sum(leaf.size for leaf in jax.tree.leaves(tree)) for role, tree in roles.items()
@@ -23,7 +23,9 @@ def describe(built: Build, config: Config) -> dict[str, str]:
     memory["optimizer"] = bytes_per_device(state.opt_state, places.opt_state)
     prompts, group = config.data.prompts_per_step, sampling["group_size"]
     columns = config.data.max_prompt_tokens + sampling["max_tokens"]
-    cache = jax.eval_shape(lambda: built.models["policy"].init_cache(prompts * group, columns))
+    cache = jax.eval_shape(
+        lambda: built.networks.roles["policy"].model.init_cache(prompts * group, columns)
+    )
     cache_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     memory["kv cache"] = cache_bytes // row_shards(built.mesh)
     devices = built.mesh.devices.flatten()

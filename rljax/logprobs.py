@@ -20,19 +20,47 @@ def token_logprobs(
     Both are of softmax(logits / temperature), as the sampler's are, so that identical policies
     have identical log-probs. Column 0, which nothing precedes, is 0.
     """
-    hidden = model.apply(params, tokens, mask)[:, :-1]
-    logp = jax.nn.log_softmax(model.head(params, hidden) / temperature, axis=-1)
-    chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    return _from_second(chosen), _from_second(entropy)
+    hidden = model.apply(params, tokens, mask)
+    return hidden_logprobs(model, params, hidden, tokens, temperature=temperature)
 
 
 def token_values(
     model: Model, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """V of the state before each token; column 0 is 0."""
-    hidden = model.apply(params, tokens, mask)[:, :-1]
-    return _from_second(model.head(params, hidden))
+    return hidden_values(model, params, model.apply(params, tokens, mask))
+
+
+def hidden_logprobs(
+    model: Model,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """``token_logprobs``, where the hidden states are known."""
+    logp = jax.nn.log_softmax(model.head(params, hidden[:, :-1]) / temperature, axis=-1)
+    chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    return _from_second(chosen), _from_second(entropy)
+
+
+def hidden_values(
+    model: Model, params: Params, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T"]:
+    """``token_values``, where the hidden states are known."""
+    return _from_second(model.head(params, hidden[:, :-1]))
+
+
+def sequence_scores(
+    model: Model, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, " B"]:
+    """A reward model's score of each row, read at the row's last real token."""
+    hidden = model.apply(params, tokens, mask)
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=-1)
+    at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return model.head(params, at_last)
 
 
 def _from_second(x):

@@ -18,13 +18,16 @@ from rljax.build import Build, Phase, abstract_state
 from rljax.config import Config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
+from rljax.export import export_role, run_details
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.curves import draw_curves
 from rljax.host.evaluation import summarise
-from rljax.host.export import export_hf
 from rljax.host.loop import CompiledStep, check_finite, run_steps, to_host
 from rljax.host.metrics import Records, read_records
 from rljax.host.terminal import Terminal
+from rljax.host.weights import Weights, import_params
+from rljax.models.hf import tensors_of
+from rljax.roles import Trees
 from rljax.sharding import param_shardings
 from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
@@ -89,7 +92,7 @@ class Run:
                     evaluate(step, state)
 
             if resumed is None:
-                state = self._place(phase, self._starting_policy())
+                state = self._place(phase, self._starts())
                 evaluate(0, state)
                 checkpoints.save(0, state, self._seconds(), force=True)
             else:
@@ -101,11 +104,16 @@ class Run:
     def evaluate(self, state: TrainState):
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION)
-        inputs = (state, self.built.heldout, key)
+        prompts, draw, between, judge = self.built.evaluation
         if self._evaluation is None:
             with self._compiling("evaluation"):
-                self._evaluation = jax.jit(self.built.evaluate).lower(*inputs).compile()
-        judged = self._evaluation(*inputs)
+                drawing = jax.jit(draw).lower(state, prompts, key).compile()
+                drawn = drawing(state, prompts, key)
+                drawn = between(drawn) if between else drawn
+                self._evaluation = drawing, jax.jit(judge).lower(state, drawn).compile()
+        drawing, judging = self._evaluation
+        drawn = drawing(state, prompts, key)
+        judged = judging(state, between(drawn) if between else drawn)
         check_finite(to_host(judged.metrics), "on the held-out prompts")
         rollout, rewards = jax.device_get((judged.rollout, judged.rewards))
         return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
@@ -147,21 +155,39 @@ class Run:
         text = f"compiled: {what}, in {seconds:.1f} s"
         self.terminal.say("compiled", text, program=what, seconds=round(seconds, 2))
 
-    def _starting_policy(self) -> Params:
-        """The policy before reinforcement learning."""
-        warm_start, policy = self.built.warm_start, self.built.models["policy"]
+    def _starts(self) -> Trees:
+        """What reinforcement learning begins with: models that were read, drawn, or warmed up."""
+        warm_start, starts = self.built.warm_start, self.built.networks.starts
         if warm_start is None:
-            key = jax.random.key(self.config.seed)
-            abstract = jax.eval_shape(policy.init, key)
-            shardings = param_shardings(policy.axes, abstract, self.built.mesh)
-            return jax.jit(policy.init, out_shardings=shardings)(key)
+            return {name: self._load(name) for name in starts}
         with contextlib.closing(self._checkpoints(warm_start)) as checkpoints:
             if checkpoints.latest() is None:
-                state = self._place(warm_start)
+                state = self._place(warm_start, {"policy": self._load("policy")})
             else:
                 state = self._restore(warm_start, checkpoints)
             state = self._train(warm_start, state, checkpoints, lambda step, state: None)
-        return state.params["policy"]
+        others = {name: self._load(name) for name in starts if name != "policy"}
+        return {"policy": state.params["policy"], **others}
+
+    def _load(self, name: str) -> Params:
+        """Parameters from their folder, or drawn at random."""
+        start = self.built.networks.starts[name]
+        shardings = param_shardings(start.axes, start.abstract, self.built.mesh)
+        folder, (decoder, hf) = start.source.folder, start.source.architecture
+        if folder is None:
+            key = jax.random.split(jax.random.key(self.config.seed))[0]
+            if name != "policy":
+                key = jax.random.fold_in(key, list(self.built.networks.starts).index(name))
+            return jax.jit(start.model.init, out_shardings=shardings)(key)
+        began = time.perf_counter()
+        self.terminal.say("loading", f"loading: {name}, from {folder} …", role=name)
+        tensors = tensors_of(start.abstract, decoder, hf.model_type)
+        with contextlib.closing(Weights(folder)) as weights:
+            params = import_params(weights, tensors, start.abstract, shardings)
+        seconds = time.perf_counter() - began
+        text = f"loaded: {name}, in {seconds:.1f} s"
+        self.terminal.say("loaded", text, role=name, seconds=round(seconds, 2))
+        return params
 
     def _train(self, phase: Phase, state: TrainState, checkpoints: Checkpoints, on_state):
         """Runs a phase from where its state stands to its end."""
@@ -180,7 +206,7 @@ class Run:
             return self._compiling(phase.name)
 
         _, shardings = self._abstract(phase)
-        step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling)
+        step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
         records = Records(self._folder(phase) / "metrics.jsonl", up_to_step=done)
         with (
             contextlib.closing(records),
@@ -209,16 +235,14 @@ class Run:
             self._folder(phase) / "checkpoints", every_steps=every, keep=self.config.checkpoint.keep
         )
 
-    def _place(self, phase: Phase, *args: Params) -> TrainState:
-        built = self.built
-        roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
-        return place(phase.begin, *args, **roles)
+    def _place(self, phase: Phase, starts: Trees) -> TrainState:
+        mesh = self.built.mesh
+        return place(phase.begin, starts, axes=phase.axes, optimizers=phase.optimizers, mesh=mesh)
 
     def _abstract(self, phase: Phase) -> tuple[TrainState, TrainState]:
         """Shapes and shardings of a phase's state."""
-        built = self.built
-        state = abstract_state(built) if phase is built.train else jax.eval_shape(phase.begin)
-        return state, state_shardings(state, built.models, phase.optimizers, built.mesh)
+        state = abstract_state(self.built, phase)
+        return state, state_shardings(state, phase.axes, phase.optimizers, self.built.mesh)
 
     def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:
         def laid_out(leaf, sharding):
@@ -230,15 +254,14 @@ class Run:
     def _finish(self, state: TrainState) -> None:
         """Exports the policy, draws the curves, writes and shows the summary."""
         config, built, folder = self.config, self.built, self.folder
-        sampling, drawing = built.sample.keywords, resolved(config)["sampling"]
-        export_hf(
+        export_role(
             folder / "policy",
-            state.params["policy"],
-            built.decoder,
+            state.trees,
+            built.networks,
+            config,
             built.tokenizer,
-            eos_ids=sampling["eos_ids"],
-            max_tokens=config.data.max_prompt_tokens + sampling["max_tokens"],
-            **{name: drawing[name] for name in ("temperature", "top_k", "top_p", "min_p")},
+            role="policy",
+            details=run_details(folder, int(state.step)),
         )
         evaluations = read_records(folder / "evaluations.jsonl")
         draw_curves(

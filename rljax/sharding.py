@@ -8,7 +8,7 @@ stays whole on every device.
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
@@ -26,6 +26,8 @@ RULES: dict[str | None, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": "tensor",  # whole experts on a device each, so that no product is split
+    "expert_mlp": None,
 }
 
 
@@ -101,7 +103,12 @@ def gather_table(table: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(table, PartitionSpec())
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_axes(mesh: Mesh | AbstractMesh, rows: int) -> tuple[str, ...] | None:
+    """The mesh axes that ``rows`` rows can be spread over; None if they do not divide."""
+    return BATCH if rows % row_shards(mesh) == 0 else None
+
+
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many shards the rows of a batch are spread."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 

@@ -21,6 +21,10 @@ Params = Any  # a tree of arrays
 State = Any  # a tree of arrays that a stateful transform carries in the TrainState
 Metrics = dict[str, Array]  # scalars; they stay on the device until they are logged
 
+# Columns that the host adds to a rollout's extras where the reward model has tokens of its own:
+# every row in these, −1 padded, and whether its beginning was cut off.
+REWARD_TOKENS, REWARD_CROPPED = "reward_tokens", "reward_tokens_cropped"
+
 
 @struct.dataclass
 class Prompts:
@@ -44,6 +48,7 @@ class Rollout:
     extras: dict[str, Array]  # the prompts' extras, one row per response
     ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
     values: Float[Array, "B T"] | None = None  # of the value model
+    reward_model: Float[Array, " B"] | None = None  # the reward model's score of the whole row
 
     @property
     def lengths(self) -> Int[Array, " B"]:
@@ -89,9 +94,14 @@ class TrainState:
     step: Int[Array, ""]
     key: PRNGKeyArray
     params: dict[str, Params]  # trained, by role: policy, value
-    frozen: dict[str, Params]  # never trained, by role: reference
+    frozen: dict[str, Params]  # never trained: reference, reward, the base under adapters
     opt_state: dict[str, State]  # by role
     shaping: State  # of every stage of the shaping chain, by its name
+
+    @property
+    def trees(self) -> dict[str, Params]:
+        """All parameters, trained or not, by name."""
+        return self.frozen | self.params
 
 
 @struct.dataclass
@@ -114,6 +124,17 @@ class Model(NamedTuple):
     head: Callable[[Params, Array], Array]
     init_cache: Callable[[int, int], Cache]  # (rows, columns) -> an empty one
     axes: Params  # a tree like the parameters, of tuples of names
+
+
+class Role(NamedTuple):
+    """A network that plays a part in training: policy, value, reference, reward.
+
+    ``trees`` names its parameters in the TrainState, each tree laid over the one before: adapters
+    over their base, a value head over the trunk that it shares with the policy.
+    """
+
+    model: Model
+    trees: tuple[str, ...]
 
 
 class Transform(NamedTuple):

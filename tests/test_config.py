@@ -73,8 +73,11 @@ def test_what_is_absent_or_null_grows_on_the_way():
 
 def test_the_last_override_wins():
     assert load("seed=1", "seed=2").seed == 2
-    assert load("model=own:model", "model.layers=5").model == {"fn": "own:model", "layers": 5}
-    assert load("model.layers=5", "model=own:model").model == "own:model"
+    assert load("models.policy=own:model", "models.policy.layers=5").models.policy == {
+        "fn": "own:model",
+        "layers": 5,
+    }
+    assert load("models.policy.layers=5", "models.policy=own:model").models.policy == "own:model"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,10 @@ def test_the_last_override_wins():
         ("=1", 'cannot read "=1"'),
         ("seed={", 'cannot read the value of "seed={"'),
         ("seed.x=1", '"seed.x=1": seed has no keys below it'),
-        ("model.layers.x.y=1", '"model.layers.x.y=1": model.layers has no keys below it'),
+        (
+            "models.policy.layers.x=1",
+            '"models.policy.layers.x=1": models.policy.layers has no keys below it',
+        ),
     ],
 )
 def test_an_override_that_cannot_be_applied_is_refused(override, said):
@@ -108,9 +114,9 @@ def test_a_stage_that_is_null_is_dropped():
 
 
 def test_without_a_stage_that_needs_it_there_is_no_reference():
-    assert tiny_build().models.keys() == {"policy", "value", "reference"}
-    assert tiny_build("shaping.kl=null").models.keys() == {"policy", "value"}
-    assert tiny_build("shaping=off").models.keys() == {"policy", "value"}
+    assert tiny_build().networks.roles.keys() == {"policy", "value", "reference"}
+    assert tiny_build("shaping.kl=null").networks.roles.keys() == {"policy", "value"}
+    assert tiny_build("shaping=off").networks.roles.keys() == {"policy", "value"}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +140,12 @@ def test_an_unknown_key_of_a_section_names_the_nearest(override, where, nearest)
     ("override", "said"),
     [
         ("mesh.fdsp=1", 'mesh: unknown key "fdsp"; did you mean "fsdp"?'),
-        ("model.layer=1", 'model: unknown key "layer"; did you mean "layers"?'),
-        ("model.fn=lama", 'model: unknown function "lama"; did you mean "llama"?'),
+        ("models.policy.layer=1", 'models.policy: unknown key "layer"; did you mean "layers"?'),
+        (
+            "models.policy.fn=lama",
+            'models.policy: "lama" is no folder here, no hub id, and no function; '
+            'did you mean "llama"?',
+        ),
         ("algorithm.clip_hihg=1", 'algorithm: unknown key "clip_hihg"; did you mean "clip_high"?'),
         ("data.train.cuont=1", 'data.train: unknown key "cuont"; did you mean "count"?'),
         ("sampling.max_token=1", 'sampling: unknown key "max_token"; did you mean "max_tokens"?'),
@@ -227,7 +237,7 @@ def test_resolved_writes_out_every_default():
     expected = {"clip_low": 0.2, "dual_clip": 3.0, "lam": 0.99, "value_clip": None, "fn": "ppo"}
     assert expected.items() <= tree["algorithm"].items()
     assert {"fn": "llama", "kv_heads": None, "tied": True, "layers": 3}.items() <= (
-        tree["model"].items()
+        tree["models"]["policy"].items()
     )
     for role, rate in (("policy", 6e-4), ("value", 3e-3)):
         expected = {"learning_rate": rate, "schedule": "linear", "b2": 0.999, "clip_norm": 1.0}
@@ -242,7 +252,13 @@ def test_resolved_writes_out_every_default():
         [],
         ["shaping=off", "warm_start=null"],
         ["shaping.length=null", "seed=3", "run_dir=somewhere", "reward_weights.correct=2"],
-        [DRIFT, "model=llama", "model.layers=2", "mesh.tensor=2", "sampling.top_p=0.9"],
+        [
+            DRIFT,
+            "models.policy=llama",
+            "models.policy.layers=2",
+            "mesh.tensor=2",
+            "sampling.top_p=0.9",
+        ],
     ],
     ids=["the recipe", "nothing", "null stage", "nested"],
 )
@@ -260,7 +276,7 @@ def test_what_resolved_wrote_builds_the_same_run(tmp_path):
 
     def built(config):
         run = build(config, CONFIG.parent, jax.devices()[:1])
-        return run.decoder, run.train.steps, abstract_state(run)
+        return run.decoder, run.train.steps, abstract_state(run, run.train)
 
     assert built(load_config(written(tmp_path, text), [])) == built(config)
 
@@ -284,5 +300,5 @@ def test_every_key_of_the_recipe_is_taken():
         assert kept == value, path
     small = load("data.train.count=200", "warm_start.data.count=200")
     built = build(small, CONFIG.parent, jax.devices()[:1])
-    assert (built.decoder.layers, built.decoder.rope_base, built.train.steps) == (3, 100, 80)
+    assert (built.decoder.layers, built.decoder.width, built.train.steps) == (3, 64, 80)
     assert built.sample.keywords["max_tokens"] == 72

@@ -7,13 +7,14 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
-    {"kl", "masked", "resolve", "sharding"},
+    {"kl", "masked", "resolve", "sharding", "trees"},
     {"losses", "advantages", "rewards", "shaping", "models", "tasks"},
     {"logprobs", "sampling"},
     {"algorithms", "train", "host"},
     {"config"},
+    {"roles"},
     {"build"},
-    {"describe"},
+    {"describe", "doctor", "export"},
     {"run"},
     {"launch"},
     {"cli"},

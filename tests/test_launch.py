@@ -153,14 +153,14 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
 def test_a_checkpoint_of_another_model_is_refused(undisturbed):
     folder, _ = undisturbed
     config = (folder / "config.yaml").read_text()
-    run = process(folder, "model.mlp_width=48")
+    run = process(folder, "models.policy.mlp_width=48")
     _, err = run.communicate(timeout=300)
     assert run.returncode == 2
     assert err.count("\n") == 1
-    assert "holds a run with another config (model.mlp_width 32 -> 48)" in err
+    assert "holds a run with another config (models.policy.mlp_width 32 -> 48)" in err
     assert (folder / "config.yaml").read_text() == config
     (folder / "config.yaml").rename(folder / "mislaid.yaml")
-    run = process(folder, "model.mlp_width=48")
+    run = process(folder, "models.policy.mlp_width=48")
     _, err = run.communicate(timeout=300)
     (folder / "mislaid.yaml").rename(folder / "config.yaml")
     assert run.returncode == 2
@@ -184,7 +184,7 @@ def refused(capsys, *settings: str) -> str:
         ("stepz=3", 'unknown key "stepz"; did you mean "steps"?'),
         ("data.trian=x", 'unknown key "data.trian"; did you mean "train"?'),
         ("shaping.length.wieght=1", 'shaping.length: unknown key "wieght"; did you mean "weight"?'),
-        ("model.layers=two", "model.layers: "),
+        ("models.policy.layers=two", "models.policy.layers: "),
         ("steps=many", "steps: "),
         ("shaping.length={fn: lenght_band}", 'did you mean "length_band"?'),
         ("mesh={data: 3}", "does not fit 8 device(s)"),

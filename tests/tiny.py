@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from rljax.build import Build, build
+from rljax.build import Build, abstract_state, build
 from rljax.config import load_config
 from rljax.host.loop import CompiledStep
 from rljax.train import place, state_shardings
@@ -13,7 +13,7 @@ from rljax.types import TrainState
 
 CONFIG = Path(__file__).parent.parent / "configs" / "addition.yaml"
 SETTINGS = [
-    "model={fn: llama, layers: 2, width: 16, heads: 2, mlp_width: 32, rope_base: 100}",
+    "models.policy={fn: llama, layers: 2, width: 16, heads: 2, mlp_width: 32, rope_base: 100}",
     "steps=4",
     "data.train.count=64",
     "data.prompts_per_step=16",
@@ -37,15 +37,19 @@ def tiny_build(*overrides: str, devices=1) -> Build:
 def begin_training(built: Build) -> tuple[TrainState, CompiledStep]:
     """The state before the first step, on the build's mesh, and the compiled step."""
     phase, key = built.train, jax.random.key(0)
-    roles = {"models": built.models, "optimizers": phase.optimizers, "mesh": built.mesh}
-
-    def make(key):
-        return phase.begin(built.models["policy"].init(key))
-
+    roles = {"axes": phase.axes, "optimizers": phase.optimizers, "mesh": built.mesh}
     with jax.set_mesh(built.mesh):
-        state = place(make, key, **roles)
-        shardings = state_shardings(jax.eval_shape(make, key), **roles)
-    return state, CompiledStep(phase.train_step, shardings, built.mesh, nullcontext)
+        state = place(lambda key: phase.begin(draw_starts(built, key)), key, **roles)
+        shardings = state_shardings(abstract_state(built, phase), **roles)
+    return state, CompiledStep(phase.train_step, shardings, built.mesh, nullcontext, phase.between)
+
+
+def draw_starts(built: Build, key):
+    """Every start of a run, drawn at random whatever its source."""
+    return {
+        name: {part: tree for part, tree in start.model.init(key).items() if part in start.abstract}
+        for name, start in built.networks.starts.items()
+    }
 
 
 def train(built: Build, steps: int = 2):

@@ -90,6 +90,36 @@ class Checkpoints:
                 )
 
 
+def restore_trees(
+    folder: Path, step: int | None, abstract: dict[str, dict[str, PyTree]]
+) -> tuple[int, dict[str, PyTree]]:
+    """Some of the parameters in a checkpoint, by name, and the checkpoint's step.
+
+    Args:
+      folder: of the checkpoints.
+      step: by default the newest.
+      abstract: ``params`` and ``frozen``, shapes, types and shardings by name; the rest of the
+        state is not read.
+
+    Raises ``UserError`` if there is no such checkpoint.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{folder} holds no checkpoint")
+    if step is not None and step not in steps:
+        raise UserError(f"{folder} holds no step {step}; there are {', '.join(map(str, steps))}")
+    step = steps[-1] if step is None else step
+    arguments = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    path = (folder / str(step) / STATE).absolute()
+    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=arguments)
+    return step, {name: tree for part in restored.values() for name, tree in part.items()}
+
+
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     def shape(leaf) -> tuple[int, ...]:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # stored as its data

@@ -5,8 +5,9 @@ asked for, so that the step counter of a TrainState is the whole data position.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grain
@@ -42,6 +43,36 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def encode_prompts(
+    rows: Iterable[dict], tokenizer, source: str, chat_template: Mapping[str, Any]
+) -> list[list[int]]:
+    """The token ids of every row's ``prompt``.
+
+    Text is taken as it is, behind the BOS token if the tokenizer begins with one. Chat messages
+    ([{"role": …, "content": …}, …]) go through the tokenizer's chat template, up to where the
+    assistant answers; ``chat_template`` holds further keywords of it.
+    """
+    rows = list(rows)
+    if not any(isinstance(row.get("prompt"), list) for row in rows):
+        first = tokenizer("")["input_ids"][:1]
+        bos = first if first == [tokenizer.bos_token_id] else []
+        return [bos + ids for ids in encode_text(rows, "prompt", tokenizer, source)]
+    if tokenizer.chat_template is None:
+        raise UserError(f"{source}: prompts are chat messages, but the tokenizer has no template")
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            text = tokenizer.apply_chat_template(
+                row["prompt"], tokenize=False, add_generation_prompt=True, **chat_template
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise UserError(
+                f"{source}: row {number}: the chat template does not take this prompt: {error}"
+            ) from error
+        encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encoded
+
+
 def encode_text(rows: Iterable[dict], column: str, tokenizer, source: str) -> list[list[int]]:
     """The token ids of a text column of every row, without special tokens."""
     texts = []
@@ -73,9 +104,17 @@ def pad(sequences: Sequence[Sequence[int]], width: int, value: int, *, left: boo
 class PromptTable:
     """Prompts and the columns beside them, as arrays over all rows."""
 
-    def __init__(self, rows: list[dict], tokenizer, *, source: str, max_prompt_tokens: int):
+    def __init__(
+        self,
+        rows: list[dict],
+        tokenizer,
+        *,
+        source: str,
+        max_prompt_tokens: int,
+        chat_template: Mapping[str, Any] = MappingProxyType({}),
+    ):
         """Raises ``UserError`` for a row without a prompt, or with one that is too long."""
-        ids = encode_text(rows, "prompt", tokenizer, source)
+        ids = encode_prompts(rows, tokenizer, source, chat_template)
         for number, prompt in enumerate(ids, start=1):
             if len(prompt) > max_prompt_tokens:
                 raise UserError(
@@ -88,6 +127,7 @@ class PromptTable:
         names = [name for name in rows[0] if name != "prompt"]
         columns = {name: _column(rows, name, tokenizer, source) for name in names}
         self.extras = {name: values for name, values in columns.items() if values is not None}
+        self.prompts = [row["prompt"] for row in rows]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -105,7 +145,14 @@ def prompt_batches(table: PromptTable, *, prompts_per_step: int, seed: int):
 
 
 def demonstration_batches(
-    rows: list[dict], tokenizer, *, source: str, batch_size: int, buckets: int, seed: int
+    rows: list[dict],
+    tokenizer,
+    *,
+    source: str,
+    batch_size: int,
+    buckets: int,
+    seed: int,
+    chat_template: Mapping[str, Any] = MappingProxyType({}),
 ):
     """Endless batches of prompts with completions: ``batches[step]`` is an Experience.
 
@@ -113,7 +160,7 @@ def demonstration_batches(
     them and padded to its longest, so that a step is compiled once for each bucket. The loss is
     over the completion, its EOS included.
     """
-    prompts = encode_text(rows, "prompt", tokenizer, source)
+    prompts = encode_prompts(rows, tokenizer, source, chat_template)
     completions = encode_text(rows, "completion", tokenizer, source)
     completions = [[*ids, tokenizer.eos_token_id] for ids in completions]
     if len(rows) < buckets * batch_size:

@@ -1,50 +1,127 @@
-"""The trained policy as a Hugging Face folder, which transformers and vLLM load as it is."""
+"""A trained model as a Hugging Face folder, which transformers and vLLM load as it is."""
 
+import contextlib
+import copy
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
-from safetensors.numpy import save
-from transformers import GenerationConfig, LlamaConfig
+from safetensors.numpy import save_file
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rljax.models.hf import hf_config, hf_tensors
-from rljax.models.transformer import DecoderConfig
+from rljax import __version__
+from rljax.errors import UserError
+from rljax.host.weights import export_tensors
+from rljax.models.families import Architecture, class_name
+from rljax.models.hf import adapter_tensors, tensors_of
+from rljax.models.lora import peft_config
+from rljax.models.transformer import LoRA
 from rljax.types import Params
 
 
-def export_hf(
+def export_model(
     folder: Path,
     params: Params,
-    config: DecoderConfig,
-    tokenizer,
+    architecture: Architecture,
+    head: Literal["lm", "value"],
+    tokenizer: PreTrainedTokenizerBase,
     *,
+    dtype: str,
     eos_ids: tuple[int, ...],
-    max_tokens: int,
-    **sampling: float | None,
+    sampling: dict[str, float | None],
+    card: str,
 ) -> None:
-    """Writes config, float32 weights, tokenizer and generation config.
+    """Writes config, weights, tokenizer, chat template, generation config and a model card.
 
     The folder appears whole or not at all; one that is there already is replaced.
-    ``max_tokens`` bounds prompt and response together. ``sampling`` (temperature, top_k, top_p,
-    min_p) goes into the generation config, so that a server draws as training did.
+
+    Args:
+      params: the whole tree, no adapters in it.
+      dtype: of the weights: float32, bfloat16 or float16.
+      sampling: temperature, top_k, top_p, min_p: a language model's generation config has them, so
+        that a server draws as training did.
+      card: what the model card says, in Markdown.
+
+    Raises ``UserError`` if transformers has no class for the family with this head.
     """
+    name = class_name(architecture.hf, head)
+    if name is None:
+        family = architecture.hf.model_type
+        raise UserError(f"export: transformers has no {family} with a scalar head to load it with")
+    hf = copy.deepcopy(architecture.hf)
+    ids = _ids(tokenizer, eos_ids)
+    for key, value in {"architectures": [name], "dtype": dtype, **ids}.items():
+        setattr(hf, key, value)
+    if head == "value":
+        hf.num_labels = 1
+    with _whole(folder) as partial:
+        abstract = jax.eval_shape(lambda: params)
+        tensors = tensors_of(abstract, architecture.decoder, hf.model_type)
+        export_tensors(partial, tensors, params, dtype)
+        hf.save_pretrained(partial)
+        if head == "lm":
+            GenerationConfig(**ids, do_sample=True, **_no_limits(sampling)).save_pretrained(partial)
+        _save_texts(partial, tokenizer, card)
+
+
+def export_adapters(
+    folder: Path,
+    adapters: Params,
+    architecture: Architecture,
+    lora: LoRA,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base: str,
+    card: str,
+) -> None:
+    """Writes adapters in PEFT's layout, with the tokenizer. ``base``: the folder or hub id that
+    they belong to."""
+    decoder, hf = architecture
+    with _whole(folder) as partial:
+        tensors = dict(adapter_tensors(jax.device_get(adapters), decoder, hf.model_type))
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = peft_config(lora, decoder, hf.model_type, base)
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _save_texts(partial, tokenizer, card)
+
+
+def model_card(base: str, details: dict[str, Any]) -> str:
+    """A short card: what it was trained from, with what, and how it did."""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in details.items())
+    return (
+        f"---\nlibrary_name: transformers\ntags: [rljax, reinforcement-learning]\n---\n\n"
+        f"Trained from {base} with rljax {__version__}.\n\n| | |\n|---|---|\n{rows}"
+    )
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when all is written."""
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors = dict(hf_tensors(jax.device_get(params), config))
-    weights = save(tensors, metadata={"format": "pt"})
-    (partial / "model.safetensors").write_bytes(weights)
-    ids = {
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot export to {folder}: {error.strerror or error}") from error
+
+
+def _save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _ids(tokenizer, eos_ids: tuple[int, ...]) -> dict[str, Any]:
+    return {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": list(eos_ids) if len(eos_ids) > 1 else eos_ids[0],
     }
-    keywords = hf_config(config, max_position_embeddings=max_tokens)
-    LlamaConfig(**keywords, **ids, dtype="float32").save_pretrained(partial)
-    GenerationConfig(**ids, do_sample=True, **_no_limits(sampling)).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def _no_limits(sampling: dict[str, float | None]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
 from rljax.sharding import replicated, row_sharding
-from rljax.types import Metrics, TrainState
+from rljax.types import Metrics, Rollout, TrainState
 
 
 class CompiledStep:
@@ -22,6 +22,9 @@ class CompiledStep:
 
     The state's shardings are pinned, so that every step's state can enter the next. A compilation
     happens within ``compiling()``, which may announce and time it.
+
+    It is one program, unless the host has something to do ``between`` drawing and learning: then
+    its halves are compiled apart.
     """
 
     def __init__(
@@ -30,8 +33,15 @@ class CompiledStep:
         shardings: TrainState,
         mesh: Mesh,
         compiling: Callable[[], AbstractContextManager],
+        between: Callable[[Rollout], Rollout] | None = None,
     ):
-        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        self._between = between
+        self._draw = jax.jit(step.draw_step, out_shardings=row_sharding(mesh))
+        self._last = jax.jit(
+            step if between is None else step.learn,
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )
         self._rows = row_sharding(mesh)
         self._programs: dict[Any, Any] = {}
         self._compiling = compiling
@@ -41,8 +51,15 @@ class CompiledStep:
         batch = jax.tree.map(lambda x: jax.device_put(x, self._rows), batch)
         if _shapes(batch) not in self._programs:
             with self._compiling():
-                self._programs[_shapes(batch)] = self._jitted.lower(state, batch).compile()
+                self._programs[_shapes(batch)] = self._compile(state, batch)
         return batch
+
+    def _compile(self, state: TrainState, batch: PyTree):
+        if self._between is None:
+            return self._last.lower(state, batch).compile()
+        draw = self._draw.lower(state, batch).compile()
+        learn = self._last.lower(state, self._between(draw(state, batch))).compile()
+        return lambda state, batch: learn(state, self._between(draw(state, batch)))
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         """The next state, and metrics that are still on the devices; ``batch`` is prepared."""

@@ -1,6 +1,15 @@
 """Networks: one decoder, and the families that configure it."""
 
-from rljax.models.families import llama
-from rljax.models.transformer import DecoderConfig, decoder, extend_cache
+from rljax.models.families import Architecture, decoder_config, fresh, llama
+from rljax.models.transformer import DecoderConfig, LoRA, decoder, extend_cache
 
-__all__ = ["DecoderConfig", "decoder", "extend_cache", "llama"]
+__all__ = [
+    "Architecture",
+    "DecoderConfig",
+    "LoRA",
+    "decoder",
+    "decoder_config",
+    "extend_cache",
+    "fresh",
+    "llama",
+]

@@ -1,7 +1,8 @@
 """The decoder: Flax NNX modules, split at once into pure functions over a parameter tree.
 
 Layers are stacked and scanned, so that compile time does not grow with depth. Parameters are
-float32 and named by their logical axes; the arithmetic runs in ``config.dtype``.
+float32 and named by their logical axes; the arithmetic runs in ``config.dtype``. The families
+differ in their ``DecoderConfig`` alone.
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from rljax.models.experts import Experts, apply_experts, route
+from rljax.models.rope import Rope, rotate, turns
 from rljax.sharding import gather_table, spread_rows
 from rljax.types import Cache, Model, Params
 
@@ -21,12 +24,32 @@ REMAT = {  # by name; "none" wraps nothing
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attends:
+    """How the layers of one kind attend: to how many tokens back, and with which positions."""
+
+    rope: Rope
+    window: int | None = None  # tokens, its own included; None: all
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters beside matrices (arXiv 2106.09685): x·W + (alpha / rank)·x·A·B.
+
+    ``targets`` are names of matrices: query, key, value, out, gate, up, down.
+    """
+
+    rank: int
+    alpha: float
+    targets: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder. ``remat``: what the backward pass keeps of each layer: everything
-    ("none"), only its input ("full"), or the results of matrix products ("dots")."""
+    """The shape of a decoder."""
 
     vocab_size: int
     layers: int
@@ -34,82 +57,172 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    mlp_width: int
-    rope_base: float
+    mlp_width: int  # of each expert, where there are several
+    attends: tuple[Attends, ...]  # one for each layer
     norm_eps: float
-    tied: bool
-    dtype: Literal["float32", "bfloat16"]
+    tied: bool  # the embedding is the output head too
+    dtype: Literal["float32", "bfloat16"]  # of the arithmetic
     remat: Literal["none", "full", "dots"]
+    """What the backward pass keeps of each layer: everything ("none"), only its input ("full"), or
+    the results of matrix products ("dots")."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    norms: Literal["before", "after", "both"] = "before"  # of each attention and MLP
+    norm_offset: float = 0.0  # added to the scale of every norm
+    qk_norm: Literal["none", "head", "all"] = "none"  # of each head's entries, or of all heads'
+    attention_divisor: float | None = None  # of the scores; by default √head_dim
+    attention_softcap: float | None = None  # c·tanh(scores / c)
+    logit_softcap: float | None = None
+    logit_divisor: float = 1.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0  # of what a layer adds
+    experts: Experts | None = None
+    lora: LoRA | None = None
+
+    def __post_init__(self):
+        assert len(self.attends) == self.layers
 
 
-def _matrix(rngs: nnx.Rngs, width: int, shape, axes) -> nnx.Param:
-    """A weight of standard deviation √(2 / 5·width), the "small init" of arXiv 1910.05895."""
-    std = math.sqrt(2 / (5 * width))
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes)
+class Linear(nnx.Module):
+    """x·W, plus a bias or low-rank adapters if there are such. Leading axes of W are inputs."""
+
+    def __init__(self, rngs, std, inputs, outputs, *, bias=False, lora: LoRA | None = None):
+        """``inputs`` and ``outputs`` map the logical axes of W to their sizes."""
+        shape, axes = (*inputs.values(), *outputs.values()), (*inputs, *outputs)
+        self.inputs = len(inputs)
+        self.kernel = _normal(rngs, std, shape, axes)
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(tuple(outputs.values())), axes=tuple(outputs))
+        self.gain = 0.0
+        if lora is not None:
+            self.gain = lora.alpha / lora.rank
+            bound = 1 / math.sqrt(math.prod(inputs.values()))
+            shape = (*inputs.values(), lora.rank)
+            start = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+            self.lora_a = nnx.Param(start, axes=(*inputs, None))
+            self.lora_b = nnx.Param(
+                jnp.zeros((lora.rank, *outputs.values())), axes=(None, *outputs)
+            )
+
+    def __call__(self, x):
+        y = _multiply(x, self.kernel[...], self.inputs)
+        if self.gain:
+            y += self.gain * _multiply(
+                _multiply(x, self.lora_a[...], self.inputs), self.lora_b[...]
+            )
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, config: DecoderConfig):
-        self.scale = nnx.Param(jnp.ones(config.width), axes=(None,))
-        self.eps = config.norm_eps
+    def __init__(self, config: DecoderConfig, shape: dict[str | None, int] | None = None):
+        """Over the axes of ``shape``, by their logical names; by default over the width."""
+        shape = {None: config.width} if shape is None else shape
+        start = 1.0 - config.norm_offset
+        self.scale = nnx.Param(jnp.full(tuple(shape.values()), start), axes=tuple(shape))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+        self.over = tuple(range(-len(shape), 0))
 
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
-        normal = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normal * self.scale[...]).astype(x.dtype)
+        square = jnp.mean(jnp.square(x32), axis=self.over, keepdims=True)
+        normal = x32 * jax.lax.rsqrt(square + self.eps)
+        return (normal * (self.scale[...] + self.offset)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        width, size = config.width, config.head_dim
-        heads, kv_heads = config.heads, config.kv_heads
-        make = functools.partial(_matrix, rngs, width)
-        self.query = make((width, heads, size), ("embed", "heads", "head_dim"))
-        self.key = make((width, kv_heads, size), ("embed", "kv_heads", "head_dim"))
-        self.value = make((width, kv_heads, size), ("embed", "kv_heads", "head_dim"))
-        self.out = make((heads, size, width), ("heads", "head_dim", "embed"))
+        std, size = _small(config.width), {"head_dim": config.head_dim}
+        width = {"embed": config.width}
+        heads, kv_heads = {"heads": config.heads} | size, {"kv_heads": config.kv_heads} | size
+        make, bias = functools.partial(Linear, rngs, std), config.qkv_bias
+        self.query = make(width, heads, bias=bias, lora=_adapters(config, "query"))
+        self.key = make(width, kv_heads, bias=bias, lora=_adapters(config, "key"))
+        self.value = make(width, kv_heads, bias=bias, lora=_adapters(config, "value"))
+        self.out = make(heads, width, bias=config.out_bias, lora=_adapters(config, "out"))
+        if config.qk_norm != "none":
+            whole = config.qk_norm == "all"
+            self.query_norm = RMSNorm(config, heads if whole else size)
+            self.key_norm = RMSNorm(config, kv_heads if whole else size)
 
     def __call__(self, x, rope, attend):
-        query, key, value = (_linear(x, w[...]) for w in (self.query, self.key, self.value))
-        mixed, cache = attend(_rotate(query, rope), _rotate(key, rope), value)
-        return _linear(mixed, self.out[...], inputs=2), cache
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if hasattr(self, "query_norm"):
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed, cache = attend(rotate(query, rope), rotate(key, rope), value)
+        return self.out(mixed), cache
 
 
 class GatedMLP(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        width, hidden = config.width, config.mlp_width
-        self.gate = _matrix(rngs, width, (width, hidden), ("embed", "mlp"))
-        self.up = _matrix(rngs, width, (width, hidden), ("embed", "mlp"))
-        self.down = _matrix(rngs, width, (hidden, width), ("mlp", "embed"))
+        width, hidden = {"embed": config.width}, {"mlp": config.mlp_width}
+        make = functools.partial(Linear, rngs, _small(config.width), bias=config.mlp_bias)
+        self.gate = make(width, hidden, lora=_adapters(config, "gate"))
+        self.up = make(width, hidden, lora=_adapters(config, "up"))
+        self.down = make(hidden, width, lora=_adapters(config, "down"))
+        self.activate = ACTIVATIONS[config.activation]
 
     def __call__(self, x):
-        gate, up = _linear(x, self.gate[...]), _linear(x, self.up[...])
-        return _linear(jax.nn.silu(gate) * up, self.down[...])
+        return self.down(self.activate(self.gate(x)) * self.up(x))
+
+
+class MixtureMLP(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        std, experts = _small(config.width), config.experts
+        count, width, hidden = experts.count, config.width, config.mlp_width
+        self.router = _normal(rngs, std, (width, count), ("embed", None))
+        inward = ((count, width, hidden), ("experts", "embed", "expert_mlp"))
+        self.gate, self.up = _normal(rngs, std, *inward), _normal(rngs, std, *inward)
+        outward = ((count, hidden, width), ("experts", "expert_mlp", "embed"))
+        self.down = _normal(rngs, std, *outward)
+        self.experts, self.activate = experts, ACTIVATIONS[config.activation]
+
+    def __call__(self, x):
+        logits = _multiply(x, self.router[...]).astype(jnp.float32)
+        chosen, weights = route(logits, self.experts)
+
+        def mlp(rows, multiply):
+            hidden = self.activate(multiply(rows, "gate")) * multiply(rows, "up")
+            return multiply(hidden, "down")
+
+        matrices = {"gate": self.gate[...], "up": self.up[...], "down": self.down[...]}
+        return apply_experts(x, chosen, weights, mlp, matrices)
 
 
 class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm, self.mlp_norm = RMSNorm(config), RMSNorm(config)
-        self.attention, self.mlp = Attention(config, rngs), GatedMLP(config, rngs)
+        if config.norms in ("before", "both"):
+            self.attention_norm, self.mlp_norm = RMSNorm(config), RMSNorm(config)
+        self.attention = Attention(config, rngs)
+        self.mlp = (MixtureMLP if config.experts else GatedMLP)(config, rngs)
+        if config.norms in ("after", "both"):
+            self.attention_post_norm, self.mlp_post_norm = RMSNorm(config), RMSNorm(config)
+        self.norms, self.scale = config.norms, config.residual_scale
 
     def __call__(self, x, rope, attend):
-        mixed, cache = self.attention(self.attention_norm(x), rope, attend)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        before, after = self.norms in ("before", "both"), self.norms in ("after", "both")
+        y, cache = self.attention(self.attention_norm(x) if before else x, rope, attend)
+        x = self._add(x, self.attention_post_norm(y) if after else y)
+        y = self.mlp(self.mlp_norm(x) if before else x)
+        return self._add(x, self.mlp_post_norm(y) if after else y), cache
+
+    def _add(self, x, y):
+        return x + (y if self.scale == 1.0 else y * self.scale)
 
 
 class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, head: Literal["lm", "value"], rngs: nnx.Rngs):
         self.config, self.head_kind = config, head
-        width, vocab = config.width, config.vocab_size
-        self.embed = _matrix(rngs, width, (vocab, width), ("vocab", "embed"))
+        width, vocab, std = config.width, config.vocab_size, _small(config.width)
+        self.embed = _normal(rngs, std, (vocab, width), ("vocab", "embed"))
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda r: Block(config, r)))
         self.layers = stack(rngs)
         self.norm = RMSNorm(config)
         if head == "value":
             self.head = nnx.Param(jnp.zeros((width, 1)), axes=("embed", None))
         elif not config.tied:
-            self.head = _matrix(rngs, width, (width, vocab), ("embed", "vocab"))
+            self.head = _normal(rngs, std, (width, vocab), ("embed", "vocab"))
 
     def hidden(self, tokens, mask, cache: Cache | None = None, column: int | Array = 0):
         """Hidden states [B, Tq, D] of ``tokens`` [B, Tq], attending causally.
@@ -117,33 +230,42 @@ class Decoder(nnx.Module):
         Without a cache ``mask`` is [B, Tq]. With one, ``tokens`` stand at columns ``column``… of
         its S columns, ``mask`` is [B, S] and covers them too; the new cache is returned as well.
         """
-        queries = tokens.shape[1]
+        config, queries = self.config, tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(
             jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0), column, queries, axis=1
         )
-        rope = _rope(positions, self.config)
-        causal = jnp.arange(mask.shape[1]) <= column + jnp.arange(queries)[:, None]
-        visible = mask[:, None, :] & causal  # [B, Tq, S]
-        x = spread_rows(gather_table(self.embed[...])[tokens].astype(self.config.dtype))
+        distance = column + jnp.arange(queries)[:, None] - jnp.arange(mask.shape[1])
+        kinds = list(dict.fromkeys(config.attends))
+        ropes = jnp.stack([turns(kind.rope, positions) for kind in kinds])
+        visible = jnp.stack([mask[:, None] & _within(distance, kind.window) for kind in kinds])
+        kind_of = jnp.array([kinds.index(kind) for kind in config.attends])
+        x = gather_table(self.embed[...])[tokens].astype(config.dtype)
+        if config.embed_scale != 1.0:
+            x = x * jnp.asarray(config.embed_scale, config.dtype)
+        x = spread_rows(x)
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
             x, cache = carry
-            index, params = inputs
+            index, kind, params = inputs
+            kind = kind if len(kinds) > 1 else 0
+            rope, seen = ropes[kind], visible[kind]
 
             def attend(q, k, v):
                 k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
                 if cache is None:
-                    return _attention(q, k, v, visible), None
+                    return _attention(q, k, v, seen, config), None
                 written = _write(cache, k, v, index, column)
-                return _attention(q, written.keys[index], written.values[index], visible), written
+                keys, values = written.keys[index], written.values[index]
+                return _attention(q, keys, values, seen, config), written
 
             x, cache = nnx.merge(definition, params)(x, rope, attend)
             return (x, cache), None
 
-        if self.config.remat != "none" and cache is None:
-            layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), (jnp.arange(self.config.layers), layers))
+        if config.remat != "none" and cache is None:
+            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
+        inputs = (jnp.arange(config.layers), kind_of, layers)
+        (x, cache), _ = jax.lax.scan(layer, (x, cache), inputs)
         x = self.norm(x)
         return x if cache is None else (x, cache)
 
@@ -154,7 +276,11 @@ class Decoder(nnx.Module):
         else:
             weight = self.head[...]
         out = jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
-        return out[..., 0] if self.head_kind == "value" else out
+        if self.head_kind == "value":
+            return out[..., 0]
+        if self.config.logit_divisor != 1.0:
+            out = out / self.config.logit_divisor
+        return _softcap(out, self.config.logit_softcap)
 
 
 def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model:
@@ -197,7 +323,20 @@ def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
     return jax.tree.map(extend, cache)
 
 
-def _linear(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
+def _small(width: int) -> float:
+    """The standard deviation √(2 / 5·width), the "small init" of arXiv 1910.05895."""
+    return math.sqrt(2 / (5 * width))
+
+
+def _normal(rngs: nnx.Rngs, std: float, shape, axes) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes)
+
+
+def _adapters(config: DecoderConfig, name: str) -> LoRA | None:
+    return config.lora if config.lora and name in config.lora.targets else None
+
+
+def _multiply(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
     """Contracts the last ``inputs`` axes of x with the first of ``weight``, in the dtype of x.
 
     As one flat matrix product: XLA's CPU backend takes twice as long for the weight's gradient of
@@ -206,6 +345,15 @@ def _linear(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
     size = math.prod(weight.shape[:inputs])
     flat = x.reshape(-1, size) @ weight.reshape(size, -1).astype(x.dtype)
     return flat.reshape(*x.shape[:-inputs], *weight.shape[inputs:])
+
+
+def _within(distance, window: int | None):
+    """Which columns a query sees, by how far before it they stand."""
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _softcap(x, cap: float | None):
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _write(cache: Cache, k, v, layer, column) -> Cache:
@@ -221,6 +369,7 @@ def _attention(
     keys: Float[Array, "B K S h"],
     values: Float[Array, "B K S h"],
     visible: Bool[Array, "B T S"],
+    config: DecoderConfig,
 ) -> Float[Array, "B T H h"]:
     """Grouped-query attention; the queries that share a key head are stacked as rows of one
     matrix product."""
@@ -229,24 +378,11 @@ def _attention(
     stacked = (rows, kv_heads, -1, head_dim)
     q = q.reshape(rows, queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4).reshape(stacked)
     scores = jnp.einsum("bkth,bksh->bkts", q, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, kv_heads, -1, queries, columns) / math.sqrt(head_dim)
+    divisor = config.attention_divisor or math.sqrt(head_dim)
+    scores = scores.reshape(rows, kv_heads, -1, queries, columns) / divisor
+    scores = _softcap(scores, config.attention_softcap)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)
     weights = weights.astype(q.dtype).reshape(rows, kv_heads, -1, columns)
     mixed = jnp.einsum("bkts,bksh->bkth", weights, values)
     mixed = mixed.reshape(rows, kv_heads, -1, queries, head_dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, queries, heads, head_dim)
-
-
-def _rope(positions: Int[Array, "B T"], config: DecoderConfig):
-    """Cosine and sine [B, T, 1, h/2] of the rotary embedding (arXiv 2104.09864)."""
-    half = config.head_dim // 2
-    frequencies = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x, rope):
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)

@@ -1,4 +1,8 @@
-"""Collecting experience: sample → score → shape → estimate advantages."""
+"""Collecting experience: draw (sample), then appraise (score → shape → estimate advantages).
+
+Between the two the host may add columns to the rollout, where something must be done that cannot
+be compiled.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,15 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from rljax.logprobs import token_logprobs, token_values
+from rljax.logprobs import sequence_scores, token_logprobs, token_values
 from rljax.losses import explained_variance
+from rljax.trees import role_params
 from rljax.types import (
+    REWARD_CROPPED,
+    REWARD_TOKENS,
     Estimate,
     Experience,
     Metrics,
-    Model,
     Prompts,
     Rewards,
+    Role,
     Rollout,
     Score,
     State,
@@ -24,9 +31,10 @@ from rljax.types import (
 )
 
 Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=...)
-Collect = Callable[
-    [TrainState, PyTree, PRNGKeyArray], tuple[Experience, State, Metrics]
-]  # -> experience, the new shaping state, metrics
+Draw = Callable[[TrainState, PyTree, PRNGKeyArray], PyTree]  # batch -> rollout
+Appraise = Callable[
+    [TrainState, PyTree], tuple[Experience, State, Metrics]
+]  # rollout -> experience, the new shaping state, metrics
 
 
 class Judged(NamedTuple):
@@ -38,23 +46,40 @@ class Judged(NamedTuple):
     metrics: Metrics
 
 
+def make_draw(roles: Mapping[str, Role], sample: Sample) -> Draw:
+    """Sampling from the policy: (state, prompts, key) -> rollout."""
+
+    def draw(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Rollout:
+        return sample(role_params(roles["policy"], state.trees), prompts, key)
+
+    return draw
+
+
 def make_judge(
-    models: Mapping[str, Model], score: Score, shaping: Transform, *, temperature: float
+    roles: Mapping[str, Role], score: Score, shaping: Transform, *, temperature: float
 ) -> Callable[[TrainState, Rollout], Judged]:
-    """Scores and shapes rollouts. The reference is asked, at the temperature of the sampling, only
-    if a shaping stage needs it."""
+    """Scores and shapes rollouts.
+
+    The reference is asked, at the temperature of the sampling, only if a shaping stage needs it.
+    The reward model, if there is one, reads the rollout's own tokens, unless the host has put its
+    tokens into the extras.
+    """
 
     def judge(state: TrainState, rollout: Rollout) -> Judged:
         if shaping.needs_reference:
             reference, _ = token_logprobs(
-                models["reference"],
-                state.frozen["reference"],
+                roles["reference"].model,
+                role_params(roles["reference"], state.trees),
                 rollout.tokens,
                 rollout.mask,
                 temperature=temperature,
             )
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
+        if "reward" in roles:
+            rollout = rollout.replace(reward_model=_reward_scores(roles["reward"], state, rollout))
         raw, correct, scored = score(rollout)
+        if REWARD_CROPPED in rollout.extras:
+            scored["reward_model/cropped_ratio"] = rollout.extras[REWARD_CROPPED].mean()
         token = jnp.zeros_like(rollout.logprobs)
         rewards = Rewards(raw=raw, correct=correct, response=raw, token=token)
         rewards, shaping_state, shaped = shaping.apply(rewards, state.shaping, rollout)
@@ -63,20 +88,26 @@ def make_judge(
     return judge
 
 
-def make_collect(
-    models: Mapping[str, Model],
-    sample: Sample,
+def _reward_scores(role: Role, state: TrainState, rollout: Rollout):
+    tokens, mask = rollout.tokens, rollout.mask
+    if REWARD_TOKENS in rollout.extras:
+        tokens = rollout.extras[REWARD_TOKENS]
+        tokens, mask = jnp.maximum(tokens, 0), tokens >= 0
+    return sequence_scores(role.model, role_params(role, state.trees), tokens, mask)
+
+
+def make_appraise(
+    roles: Mapping[str, Role],
     judge: Callable[[TrainState, Rollout], Judged],
     estimate: Estimate,
-) -> Collect:
-    """On-policy collection: (state, prompts, key) -> (experience, shaping state, metrics)."""
+) -> Appraise:
+    """What there is to learn from a rollout: its values, rewards and advantages."""
 
-    def collect(state: TrainState, prompts: Prompts, key: PRNGKeyArray):
-        rollout = sample(state.params["policy"], prompts, key)
-        if "value" in models:
-            values = token_values(
-                models["value"], state.params["value"], rollout.tokens, rollout.mask
-            )
+    def appraise(state: TrainState, rollout: Rollout):
+        if "value" in roles:
+            value = roles["value"]
+            params = role_params(value, state.trees)
+            values = token_values(value.model, params, rollout.tokens, rollout.mask)
             rollout = rollout.replace(values=values)
         rollout, rewards, shaping_state, metrics = judge(state, rollout)
         advantages, returns = estimate(rewards, rollout)
@@ -96,12 +127,17 @@ def make_collect(
             )
         return experience, shaping_state, metrics
 
-    return collect
+    return appraise
 
 
-def collect_offline(state: TrainState, batch: Experience, key: PRNGKeyArray):
+def draw_offline(state: TrainState, batch: Experience, key: PRNGKeyArray) -> Experience:
     """The batch is the experience already: supervised rows."""
-    del key
+    del state, key
+    return batch
+
+
+def appraise_offline(state: TrainState, batch: Experience):
+    """Supervised rows are learned from as they are."""
     return batch, state.shaping, {}
 
 

@@ -1,23 +1,22 @@
 """Measuring a policy on held-out prompts, greedily and as sampled, without learning from it."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from rljax.train.collect import Judged, Sample
-from rljax.types import Prompts, Rollout, TrainState
+from rljax.train.collect import Draw, Sample
+from rljax.trees import role_params
+from rljax.types import Prompts, Role, Rollout, TrainState
 
 
-def make_evaluate(
-    sample: Sample, judge: Callable[[TrainState, Rollout], Judged]
-) -> Callable[[TrainState, Prompts, PRNGKeyArray], Judged]:
-    """(state, prompts, key) -> two judged responses per prompt, adjacent: the greedy one, and one
-    sampled. The shaping state is read and not advanced."""
+def make_draw_both(roles: Mapping[str, Role], sample: Sample) -> Draw:
+    """(state, prompts, key) -> two responses per prompt, adjacent: the greedy one, and one
+    sampled."""
 
-    def evaluate(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Judged:
+    def draw(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Rollout:
         greedy = jnp.tile(jnp.array([True, False]), prompts.tokens.shape[0])
-        rollout = sample(state.params["policy"], prompts, key, group_size=2, greedy=greedy)
-        return judge(state, rollout)
+        params = role_params(roles["policy"], state.trees)
+        return sample(params, prompts, key, group_size=2, greedy=greedy)
 
-    return evaluate
+    return draw

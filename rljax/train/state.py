@@ -1,5 +1,6 @@
 """Making a TrainState, and saying where each of its leaves lives."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from rljax.sharding import param_shardings, replicated
-from rljax.types import Model, Optimizers, Params, TrainState
+from rljax.types import Optimizers, Params, TrainState
 
 
 def init_state(
@@ -34,18 +35,17 @@ def init_state(
 
 def state_shardings(
     abstract: TrainState,
-    models: Mapping[str, Model],
+    axes: Mapping[str, PyTree],
     optimizers: Optimizers,
     mesh: Mesh,
 ) -> TrainState:
-    """A tree of shardings like the state: parameters by the rule table, the optimizer's moments
-    like their parameters, and the rest whole on every device."""
+    """A tree of shardings like the state: parameters by the rule table, from the logical ``axes``
+    of each tree, the optimizer's moments like their parameters, and the rest whole on every
+    device."""
     whole = replicated(mesh)
 
     def of(params: dict[str, Params]):
-        return {
-            role: param_shardings(models[role].axes, tree, mesh) for role, tree in params.items()
-        }
+        return {name: param_shardings(axes[name], tree, mesh) for name, tree in params.items()}
 
     def moments(role: str):
         return optax.tree.map_params(
@@ -68,12 +68,17 @@ def state_shardings(
 
 
 def place(
-    make: Callable[..., TrainState],
-    *args: PyTree,
-    models: Mapping[str, Model],
+    make: Callable[[PyTree], TrainState],
+    start: PyTree,
+    /,
+    *,
+    axes: Mapping[str, PyTree],
     optimizers: Optimizers,
     mesh: Mesh,
 ) -> TrainState:
-    """``make(*args)``, compiled so that every leaf is born where it belongs."""
-    shardings = state_shardings(jax.eval_shape(make, *args), models, optimizers, mesh)
-    return jax.jit(make, out_shardings=shardings)(*args)
+    """``make(start)``, compiled so that every leaf is born where it belongs; ``start`` is
+    donated."""
+    shardings = state_shardings(jax.eval_shape(make, start), axes, optimizers, mesh)
+    with warnings.catch_warnings():  # of a start's leaves that the state has no use for
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        return jax.jit(make, out_shardings=shardings, donate_argnums=0)(start)

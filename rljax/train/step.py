@@ -1,25 +1,42 @@
 """The train step: one pure function of (state, batch), for every algorithm."""
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 from jaxtyping import PyTree
 
-from rljax.train.collect import Collect, state_metrics
+from rljax.train.collect import Appraise, Draw, state_metrics
 from rljax.train.update import Update
 from rljax.types import Metrics, TrainState
 
-TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """fold the key → draw → appraise → update. Randomness depends on (key, step) alone.
 
-def make_train_step(collect: Collect, update: Update) -> TrainStep:
-    """fold the key → collect experience → update. Randomness depends on (key, step) alone."""
+    Called, it is the whole step. Its halves, ``draw_step`` and ``learn``, are for a host that has
+    something to do between them.
+    """
 
-    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        collect_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        experience, shaping, collected = collect(state, batch, collect_key)
-        new_state, updated = update(state, experience, update_key)
+    draw: Draw
+    appraise: Appraise
+    update: Update
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        return self.learn(state, self.draw_step(state, batch))
+
+    def draw_step(self, state: TrainState, batch: PyTree) -> PyTree:
+        """What is to be learned from: a rollout of the batch's prompts, or the batch itself."""
+        return self.draw(state, batch, _keys(state)[0])
+
+    def learn(self, state: TrainState, drawn: PyTree) -> tuple[TrainState, Metrics]:
+        """The new state, and metrics."""
+        experience, shaping, collected = self.appraise(state, drawn)
+        new_state, updated = self.update(state, experience, _keys(state)[1])
         new_state = new_state.replace(step=state.step + 1, shaping=shaping)
         return new_state, collected | updated | state_metrics(shaping)
 
-    return train_step
+
+def _keys(state: TrainState):
+    """The step's keys: for drawing, and for the update."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step))

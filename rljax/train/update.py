@@ -1,5 +1,6 @@
 """Learning from experience: epochs × minibatches × micro-batches, scanned."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ from rljax.losses.aggregate import token_weights
 from rljax.sharding import spread_rows
 from rljax.types import Experience, Loss, Metrics, Optimizers, Outputs, Params, TrainState, Weigh
 
-Forward = Callable[[dict[str, Params], Experience], Outputs]
+Forward = Callable[[dict[str, Params], Experience], Outputs]  # of all trees, by name
 Update = Callable[[TrainState, Experience, PRNGKeyArray], tuple[TrainState, Metrics]]
 
 
@@ -33,21 +34,22 @@ def make_update(
     that the number of micro-batches bounds memory and changes nothing else.
 
     Args:
-      forward: (params by role, rows) -> Outputs.
+      forward: (all parameters by name, trained or frozen, rows) -> Outputs.
       weigh: action mask -> the weight of each token in the loss (``losses.token_weights``).
     """
     if min(epochs, minibatches, microbatches) < 1:
         raise UserError("update: epochs, minibatches and microbatches must be at least 1")
 
-    def objective(params, batch: Experience):
-        return loss(forward(params, batch), batch)
-
-    def minibatch_update(carry, batch: Experience):
+    def minibatch_update(frozen, carry, batch: Experience):
         params, opt_state = carry
         batch = batch.replace(
             loss_weights=weigh(batch.action_mask),
             mean_weights=token_weights(batch.action_mask),
         )
+
+        def objective(params, batch: Experience):
+            return loss(forward(frozen | params, batch), batch)
+
         gradients, metrics = _summed_gradients(objective, params, _split(batch, microbatches))
         new_params, new_opt_state = {}, {}
         for role, gradient in gradients.items():
@@ -64,7 +66,8 @@ def make_update(
         def epoch(carry, epoch_key):
             order = jax.random.permutation(epoch_key, experience.tokens.shape[0])
             shuffled = jax.tree.map(lambda x: x[order], experience)
-            return jax.lax.scan(minibatch_update, carry, _split(shuffled, minibatches))
+            learn = functools.partial(minibatch_update, state.frozen)
+            return jax.lax.scan(learn, carry, _split(shuffled, minibatches))
 
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), jax.random.split(key, epochs)

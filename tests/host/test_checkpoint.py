@@ -12,7 +12,6 @@ from rljax.host.checkpoint import Checkpoints
 from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band
 from rljax.sharding import make_mesh
 from rljax.train import adamw, init_state, place, state_shardings
-from rljax.types import Model
 
 OPTIMIZERS = {"policy": adamw(4, 1, learning_rate=0.1)}
 SHAPING = chain(
@@ -21,8 +20,7 @@ SHAPING = chain(
     ),
     kl=kl_penalty(adaptive_kl(0.5)),
 )
-AXES = {"gate": ("embed", "mlp"), "norm": ("embed",)}
-MODELS = dict.fromkeys(("policy", "reference"), Model(None, None, None, None, AXES))
+AXES = {role: {"gate": ("embed", "mlp"), "norm": ("embed",)} for role in ("policy", "reference")}
 
 
 def begin(key, width=4):
@@ -55,14 +53,14 @@ CUBE = mesh_of(8, data=2, fsdp=2, tensor=2)
 
 
 def placed(mesh=CUBE, seed=0):
-    roles = {"models": MODELS, "optimizers": OPTIMIZERS, "mesh": mesh}
+    roles = {"axes": AXES, "optimizers": OPTIMIZERS, "mesh": mesh}
     return place(begin, jax.random.key(seed), **roles)
 
 
 def abstract(mesh=CUBE, **keywords):
     """What is to be restored, with a sharding on every leaf."""
     state = jax.eval_shape(lambda key: begin(key, **keywords), jax.random.key(0))
-    shardings = state_shardings(state, MODELS, OPTIMIZERS, mesh)
+    shardings = state_shardings(state, AXES, OPTIMIZERS, mesh)
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings
     )

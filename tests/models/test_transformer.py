@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rljax.host.weights import gather
 from rljax.logprobs import token_logprobs, token_values
 from rljax.models import decoder, extend_cache, llama
-from rljax.models.hf import hf_tensors
+from rljax.models.hf import tensors_of
 
 SHAPE = {"vocab_size": 13, "layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 24}
-CONFIG = llama(**SHAPE, rope_base=100.0, norm_eps=1e-5)
+CONFIG = llama(**SHAPE, rope_base=100.0, norm_eps=1e-5).decoder
 MODEL = decoder(CONFIG)
 PARAMS = MODEL.init(jax.random.key(1))
 TOKENS = jnp.array([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]])
@@ -65,10 +66,11 @@ def numpy_llama(weights, tokens, heads, kv_heads, rope_base, eps, layers):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_equals_an_independent_llama_under_hugging_face_names(tied):
-    config = llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, tied=tied)
+    config = llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, tied=tied).decoder
     model = decoder(config)
     params = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(1)))
-    weights = dict(hf_tensors(params, config))
+    tensors = tensors_of(params, config, "llama")
+    weights = {tensor.name: gather(tensor, params, "float32") for tensor in tensors}
     ours = logits(params, TOKENS, MASK, model)
     for row, tokens in zip(ours, np.asarray(TOKENS), strict=True):
         expected = numpy_llama(weights, tokens, 4, 2, 100.0, 1e-5, 3)
@@ -107,14 +109,14 @@ def test_remat_changes_no_gradient(remat):
     def gradient(model):
         return jax.grad(lambda p: token_logprobs(model, p, TOKENS, MASK)[0].sum())(PARAMS)
 
-    other = decoder(llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, remat=remat))
+    other = decoder(llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, remat=remat).decoder)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradient(MODEL), gradient(other)
     )
 
 
 def test_bfloat16_computes_over_float32_parameters():
-    model = decoder(llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, dtype="bfloat16"))
+    model = decoder(llama(**SHAPE, rope_base=100.0, norm_eps=1e-5, dtype="bfloat16").decoder)
     params = model.init(jax.random.key(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert model.apply(params, TOKENS, MASK).dtype == jnp.bfloat16
@@ -127,7 +129,7 @@ def test_bfloat16_computes_over_float32_parameters():
 
 def test_axes_name_every_axis_of_every_parameter():
     jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim or 1 / 0, PARAMS, MODEL.axes)
-    assert MODEL.axes["layers"]["attention"]["query"] == ("layers", "embed", "heads", "head_dim")
+    assert MODEL.axes["layers"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads", "head_dim")
 
 
 def test_logprobs_by_the_row_rule():

@@ -11,7 +11,7 @@ from rljax.sampling import make_sampler, sample
 from rljax.types import Prompts
 
 VOCABULARY, WIDTH, BUDGET, PAD = 11, 4, 6, 0
-MODEL = decoder(llama(vocab_size=VOCABULARY, layers=2, width=16, heads=4, kv_heads=2))
+MODEL = decoder(llama(vocab_size=VOCABULARY, layers=2, width=16, heads=4, kv_heads=2).decoder)
 PARAMS = jax.tree.map(lambda x: 2.5 * x, MODEL.init(jax.random.key(0)))  # far from uniform
 KEY = jax.random.key(7)
 

@@ -54,9 +54,9 @@ def test_the_state_is_sharded_by_the_rule_table():
     state, _ = begin_training(
         tiny_build("mesh={data: 2, fsdp: 2, tensor: 2}", "data.prompts_per_step=16", devices=8)
     )
-    gate = state.params["policy"]["layers"]["mlp"]["gate"]  # [layers, embed, mlp]
-    moment = state.opt_state["policy"][1][0].mu["layers"]["mlp"]["gate"]
-    for array in (gate, moment, state.frozen["reference"]["layers"]["mlp"]["gate"]):
+    gate = state.params["policy"]["layers"]["mlp"]["gate"]["kernel"]  # [layers, embed, mlp]
+    moment = state.opt_state["policy"][1][0].mu["layers"]["mlp"]["gate"]["kernel"]
+    for array in (gate, moment, state.frozen["reference"]["layers"]["mlp"]["gate"]["kernel"]):
         assert array.sharding.shard_shape(array.shape) == (2, 16 // 2, 32 // 2)
 
 
@@ -132,7 +132,7 @@ def test_fully_sharded_training_splits_rows_and_not_widths():
     mask = jax.device_put(np.ones((16, 20), bool), rows)
 
     def loss(params):
-        return token_logprobs(built.models["policy"], params, tokens, mask)[0].sum()
+        return token_logprobs(built.networks.roles["policy"].model, params, tokens, mask)[0].sum()
 
     with jax.set_mesh(built.mesh):
         text = jax.jit(jax.grad(loss)).lower(state.params["policy"]).compile().as_text()

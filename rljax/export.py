@@ -1,0 +1,161 @@
+"""``rljax export RUN``: a model of a run, from its checkpoint to a Hugging Face folder."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rljax import algorithms, resolve
+from rljax.build import context_of, read_tokenizer
+from rljax.config import OF_POLICY, Config, load_config, resolved
+from rljax.errors import UserError
+from rljax.host.checkpoint import restore_trees
+from rljax.host.export import export_adapters, export_model, model_card
+from rljax.host.metrics import read_records
+from rljax.host.pretrained import ensure_pad, eos_ids_of
+from rljax.models.lora import merge_lora
+from rljax.roles import Networks, Trees, make_networks
+from rljax.sharding import make_mesh, param_shardings
+from rljax.trees import role_params
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
+    parser = argparse.ArgumentParser(
+        prog="rljax export", description="Export a model of a run as a Hugging Face folder."
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to")
+    parser.add_argument("--step", type=int, help="of the checkpoint; by default the newest")
+    parser.add_argument("--role", default="policy", choices=("policy", "value", "reward"))
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they came")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge a policy's adapters into their base"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        step = export_run(**vars(options))
+    except UserError as error:
+        print(f"rljax: error: {error}", file=sys.stderr)
+        return 2
+    print(f"exported the {options.role} of step {step} to {options.to}")
+    return 0
+
+
+def export_run(
+    run: Path, *, to: Path, step: int | None, role: str, dtype: str | None, merge: bool
+) -> int:
+    """Exports from a checkpoint of a run; returns its step."""
+    path = run / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run} is no run folder: it holds no config.yaml")
+    config = load_config(path, [])
+    tokenizer = read_tokenizer(config)
+    context = context_of(config, tokenizer)
+    algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
+    networks = make_networks(
+        config.models,
+        context,
+        needs_value=algorithm.needs_value,
+        needs_reference=config.models.reference != OF_POLICY,
+    )
+    if role not in networks.roles:
+        raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")
+    step, trees = restore_trees(run / "checkpoints", step, _wanted(networks, role))
+    export_role(
+        to,
+        trees,
+        networks,
+        config,
+        tokenizer,
+        role=role,
+        dtype=dtype,
+        merge=merge,
+        details=run_details(run, step),
+    )
+    return step
+
+
+def export_role(
+    folder: Path,
+    trees: Trees,
+    networks: Networks,
+    config: Config,
+    tokenizer,
+    *,
+    role: str,
+    dtype: str | None = None,
+    merge: bool = False,
+    details: dict[str, Any],
+) -> None:
+    """Exports a role from the trees of a state.
+
+    A policy's adapters are written in PEFT's layout, unless they are to be merged.
+
+    Args:
+      dtype: of the weights; by default that of the folder they came from, else float32.
+      details: what the model card tells.
+    """
+    source = networks.sources[role]
+    eos_ids = eos_ids_of(tokenizer, networks.sources["policy"].folder)
+    ensure_pad(tokenizer, eos_ids)
+    base = str(source.folder or "nothing")
+    card = model_card(base, {"role": role, **details})
+    if role == "policy" and source.lora is not None and not merge:
+        export_adapters(
+            folder,
+            trees["policy"],
+            source.architecture,
+            source.lora,
+            tokenizer,
+            base=base,
+            card=card,
+        )
+        return
+    params = role_params(networks.roles[role], trees)
+    if source.lora is not None:
+        params = merge_lora(params, source.lora)
+    drawing = resolved(config)["sampling"]
+    stored = str(source.architecture.hf.dtype).removeprefix("torch.")
+    export_model(
+        folder,
+        params,
+        source.architecture,
+        "lm" if role == "policy" else "value",
+        tokenizer,
+        dtype=dtype or (stored if stored in DTYPES else "float32"),
+        eos_ids=drawing.get("eos_ids", eos_ids),
+        sampling={name: drawing[name] for name in ("temperature", "top_k", "top_p", "min_p")},
+        card=card,
+    )
+
+
+def run_details(run: Path, step: int) -> dict[str, Any]:
+    """What a model card tells of a run: its step, and the last evaluation up to it."""
+    records = [r for r in read_records(run / "evaluations.jsonl") if r["step"] <= step]
+    figures = records[-1] if records else {}
+    return {"step": step} | {k: f"{v:.4g}" for k, v in figures.items() if k != "step"}
+
+
+def _wanted(networks: Networks, role: str) -> dict[str, Trees]:
+    """Shapes and shardings of the trees that a role is made of, as a TrainState has them."""
+    mesh = make_mesh(data=1, fsdp=-1)
+    starts = {name: start.abstract for name, start in networks.starts.items()}
+    params, frozen = jax.eval_shape(networks.begin, starts, jax.random.key(0))
+
+    def laid_out(name: str, tree):
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            tree,
+            param_shardings(networks.trees[name].axes, tree, mesh),
+        )
+
+    needed = networks.roles[role].trees
+    return {
+        part: {name: laid_out(name, tree) for name, tree in trees.items() if name in needed}
+        for part, trees in (("params", params), ("frozen", frozen))
+    }

@@ -1,0 +1,54 @@
+"""Responses in a reward model's own tokens, where they are not the policy's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rljax.host.data import NO_TOKEN, pad
+from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Rollout
+
+ROW = "row_index"  # of the data: the extras column that leads back to the prompt
+
+
+def make_retokenizer(
+    prompts: Sequence[str | list[dict[str, str]]], policy, reward, *, max_tokens: int
+) -> Callable[[Rollout], Rollout]:
+    """rollout -> rollout with every row as the reward model reads it, in its extras.
+
+    Prompt and response are put into the reward model's chat template if it has one (a plain prompt
+    as the user's message), else one behind the other, as text. Of a row longer than
+    ``max_tokens`` the end is kept.
+
+    Args:
+      prompts: text or chat messages, by row of the data.
+      policy, reward: the tokenizers.
+    """
+
+    def text(prompt: Any, response: str) -> str:
+        if reward.chat_template is None:
+            turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+            return "\n".join(turns) + response
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns = [*turns, {"role": "assistant", "content": response}]
+        return reward.apply_chat_template(turns, tokenize=False)
+
+    def retokenize(rollout: Rollout) -> Rollout:
+        tokens, chosen, rows = jax.device_get(
+            (rollout.tokens, rollout.action_mask, rollout.extras[ROW])
+        )
+        kept = [row[mask].tolist() for row, mask in zip(tokens, chosen, strict=True)]
+        responses = policy.batch_decode(kept, skip_special_tokens=True)
+        texts = [text(prompts[row], said) for row, said in zip(rows, responses, strict=True)]
+        ids = reward(texts, add_special_tokens=reward.chat_template is None)["input_ids"]
+        columns = {
+            REWARD_TOKENS: pad(
+                [row[-max_tokens:] for row in ids], max_tokens, NO_TOKEN, left=False
+            ),
+            REWARD_CROPPED: np.array([len(row) > max_tokens for row in ids]),
+        }
+        columns = jax.tree.map(lambda x: jax.device_put(x, rollout.truncated.sharding), columns)
+        return rollout.replace(extras=rollout.extras | columns)
+
+    return retokenize

@@ -1,0 +1,192 @@
+"""Weights between a Hugging Face folder and the devices: safetensors, tensor by tensor.
+
+Nothing larger than one tensor passes through the host's memory on its way.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rljax.errors import UserError
+from rljax.models.hf import IGNORED, Piece, Tensor, from_stored, to_stored
+from rljax.trees import find
+from rljax.types import Params
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # of an exported file, at most
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class Weights:
+    """The tensors of a folder, by name; open until ``close``."""
+
+    def __init__(self, folder: Path):
+        """Raises ``UserError`` if there are no safetensors, or a file is damaged."""
+        self.folder = folder
+        names = self._file_names()
+        self._files, self._of = [], {}
+        for name in sorted(names):
+            try:
+                file = safe_open(folder / name, "np")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{folder / name} is damaged or missing: {error}") from error
+            self._files.append(file)
+            self._of |= dict.fromkeys(file.keys(), file)
+
+    def _file_names(self) -> set[str]:
+        if (self.folder / INDEX).exists():
+            try:
+                index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+                return set(index["weight_map"].values())
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UserError(f"{self.folder / INDEX} is no index of weights") from error
+        if (self.folder / SINGLE).exists():
+            return {SINGLE}
+        pickled = sorted(path.name for path in self.folder.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
+        raise UserError(f"{self.folder} holds no {SINGLE} and no {INDEX}{hint}")
+
+    def close(self) -> None:
+        self._files, self._of = [], {}
+
+    def names(self) -> set[str]:
+        return set(self._of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._of[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """float32, bfloat16 or float16. Raises ``UserError`` for any other."""
+        stored = self._of[name].get_slice(name).get_dtype()
+        if stored not in DTYPES:
+            known = ", ".join(DTYPES.values())
+            raise UserError(f"{self.folder}: {name} is of type {stored}, not one of {known}")
+        return DTYPES[stored]
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._of[name].get_slice(name)[index]
+
+    def check(self, tensors: list[Tensor]) -> None:
+        """Raises ``UserError`` naming what is missing, unexpected, or of another shape."""
+        expected, found = {tensor.name: tensor.shape for tensor in tensors}, self.names()
+        known = expected.keys() | set(IGNORED)
+        faults = {
+            "lacks": expected.keys() - found,
+            "has the unexpected": {
+                n for n in found - known if not n.endswith("rotary_emb.inv_freq")
+            },
+        }
+        for fault, names in faults.items():
+            if names:
+                raise UserError(f"{self.folder} {fault} {_listed(names)}")
+        for name, shape in expected.items():
+            if self.shape(name) != shape:
+                raise UserError(
+                    f"{self.folder}: {name} has shape {self.shape(name)}; "
+                    f"the config makes it {shape}"
+                )
+            self.dtype(name)
+
+
+def import_params(
+    weights: Weights, tensors: list[Tensor], abstract: Params, shardings: PyTree
+) -> Params:
+    """A tree of parameters, each device reading what it holds and no more.
+
+    Every array is laid out empty on its devices, and filled layer by layer, so that the host
+    holds one tensor at a time, or a part of it.
+
+    Args:
+      tensors: ``models.hf.tensors_of`` the tree.
+      abstract: the tree's shapes and types.
+      shardings: a tree of ``NamedSharding``.
+    """
+    weights.check(tensors)
+    source = {(p.path, p.at): (tensor.name, p) for tensor in tensors for p in tensor.pieces}
+
+    def fill(path, leaf, sharding):
+        names = tuple(key.key for key in path)
+        pieces = [found for (of, _), found in source.items() if of == names]
+        if not pieces[0][1].at:
+            return _placed(weights, *pieces[0], leaf.dtype, sharding)
+        lead = len(pieces[0][1].at)
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.P(*sharding.spec[lead:]))
+        array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=sharding)()
+        put = jax.jit(
+            lambda array, part, at: jax.lax.dynamic_update_slice(
+                array, part.reshape((1,) * lead + part.shape), [*at, *[0] * part.ndim]
+            ),
+            donate_argnums=0,
+            out_shardings=sharding,
+        )
+        for name, piece in pieces:
+            part = _placed(weights, name, piece, leaf.dtype, whole)
+            array = put(array, part, piece.at).block_until_ready()
+        return array
+
+    return jax.tree.map_with_path(fill, abstract, shardings)
+
+
+def _placed(weights: Weights, name: str, piece: Piece, dtype, sharding) -> jax.Array:
+    """One layer of an array. Devices that hold the same part share what is read for it."""
+    seen = {}
+
+    def part(index):
+        key = tuple((i.start, i.stop) for i in index)
+        if key not in seen:
+            stored = from_stored(lambda at: weights.read(name, at), piece, index)
+            seen[key] = stored.astype(dtype)
+        return seen[key]
+
+    return jax.make_array_from_callback(piece.shape, sharding, part)
+
+
+def export_tensors(
+    folder: Path, tensors: list[Tensor], params: Params, dtype: str, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes the tensors as safetensors of at most ``shard_bytes`` each, with an index if there
+    are several. The host holds one file at a time."""
+    size = jnp.dtype(dtype).itemsize
+    files: list[list[Tensor]] = [[]]
+    room = shard_bytes
+    for tensor in tensors:
+        count = int(np.prod(tensor.shape)) * size
+        if files[-1] and count > room:
+            files.append([])
+            room = shard_bytes
+        files[-1].append(tensor)
+        room -= count
+    names = [SINGLE]
+    if len(files) > 1:
+        names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    where, total = {}, 0
+    for name, part in zip(names, files, strict=True):
+        arrays = {tensor.name: gather(tensor, params, dtype) for tensor in part}
+        save_file(arrays, folder / name, metadata={"format": "pt"})
+        where |= dict.fromkeys(arrays, name)
+        total += sum(array.nbytes for array in arrays.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def gather(tensor: Tensor, params: Params, dtype: str) -> np.ndarray:
+    """A tensor of a Hugging Face folder, from a tree of parameters."""
+
+    def host(piece: Piece) -> np.ndarray:
+        array = find(params, piece.path)
+        return np.asarray(array[piece.at] if piece.at else array).astype(jnp.dtype(dtype))
+
+    parts = [to_stored(piece, host(piece)) for piece in tensor.pieces]
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+def _listed(names: set[str], most: int = 5) -> str:
+    first = ", ".join(sorted(names)[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"

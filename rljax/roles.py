@@ -1,0 +1,286 @@
+"""From the config's models to roles: which network plays which part, and how each begins.
+
+Every role's parameters are trees of the TrainState. Most have one of their own; adapters lie over
+a frozen base, which the reference may share, and a value head may lie over the policy's trunk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from rljax import resolve
+from rljax.config import OF_POLICY, SHARED, Models, Node, is_function
+from rljax.errors import UserError, nearest
+from rljax.host.pretrained import pretrained
+from rljax.models import Architecture, LoRA, decoder, families
+from rljax.models.lora import is_adapter, make_lora
+from rljax.trees import select
+from rljax.types import Model, Params, Role
+
+Head = Literal["lm", "value"]
+Trees = dict[str, Params]
+
+
+class Source(NamedTuple):
+    """What a model is, and where its weights come from."""
+
+    architecture: Architecture
+    folder: Path | None = None  # None: drawn at random
+    head: Head = "lm"  # that the folder has
+    lora: LoRA | None = None
+    param_dtype: str = "float32"  # of what is frozen; what is trained is float32
+    max_tokens: int | None = None  # of a row in a reward model's own tokens
+
+    def model(self, head: Head, lora: LoRA | None = None) -> Model:
+        return decoder(dataclasses.replace(self.architecture.decoder, lora=lora), head)
+
+
+class Start(NamedTuple):
+    """Parameters that a run begins with: read from a folder, or drawn."""
+
+    source: Source
+    model: Model
+    abstract: Params  # shapes and types
+    axes: PyTree  # logical
+
+
+class Tree(NamedTuple):
+    """A tree of the TrainState."""
+
+    trained: bool
+    axes: PyTree  # logical
+    dtype: str
+    make: Callable[[Trees, PRNGKeyArray], Params]  # from the starts and a key
+
+
+class Networks(NamedTuple):
+    """The roles of a run, and what they begin with."""
+
+    roles: dict[str, Role]
+    sources: dict[str, Source]  # by role
+    starts: dict[str, Start]
+    trees: dict[str, Tree]
+
+    def begin(self, starts: Trees, key: PRNGKeyArray) -> tuple[Trees, Trees]:
+        """The trees that are trained, and those that are not."""
+        made = {}
+        for number, (name, tree) in enumerate(self.trees.items()):
+            params = tree.make(starts, jax.random.fold_in(key, number))
+            made[name] = jax.tree.map(lambda x, dtype=tree.dtype: x.astype(dtype), params)
+        trained = {name for name, tree in self.trees.items() if tree.trained}
+        return (
+            {name: tree for name, tree in made.items() if name in trained},
+            {name: tree for name, tree in made.items() if name not in trained},
+        )
+
+
+def make_networks(
+    models: Models,
+    context: Mapping[str, Any],
+    *,
+    needs_value: bool,
+    needs_reference: bool,
+) -> Networks:
+    """Roles, sources, starts and trees for the models of a config.
+
+    ``context`` fills what a model's function asks for, such as ``vocab_size``. Raises ``UserError``
+    for a model that cannot be had, that nothing would read, or that cannot play its role.
+    """
+    made = Networks({}, {}, {}, {})
+    _policy(made, read_source(models.policy, "models.policy", context))
+    if needs_value:
+        _value(made, models.value, context)
+    elif models.value != OF_POLICY:
+        raise UserError("models.value: the algorithm has no value model")
+    if needs_reference:
+        _reference(made, models.reference, context)
+    elif models.reference != OF_POLICY:
+        raise UserError("models.reference: no shaping stage reads it; a kl_penalty would")
+    if models.reward is not None:
+        _reward(made, models.reward, context)
+    return made
+
+
+def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
+    """The model that a node names: a family's function with its sizes, your own, a folder, or a
+    hub id."""
+    name, given = resolve.split(node, where)
+    lora, param_dtype = given.pop("lora", None), given.pop("param_dtype", "float32")
+    if param_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"{where}.param_dtype: float32 or bfloat16, got {param_dtype!r}")
+    if is_function(name):
+        architecture = resolve.call({"fn": name, **given}, families, context=context, where=where)
+        if not isinstance(architecture, Architecture):
+            raise UserError(f"{where}: must give an Architecture, gave {type(architecture)}")
+        source = Source(architecture)
+    elif "/" not in name and not Path(name).is_dir():
+        hint = nearest(name, families.__all__)
+        raise UserError(f'{where}: "{name}" is no folder here, no hub id, and no function; {hint}')
+    else:
+        keywords = resolve.arguments(pretrained, given, context={}, where=where, open_positionals=1)
+        found = pretrained(name, **keywords)
+        source = Source(found.architecture, found.folder, found.head)
+    return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
+
+
+def _lora(source: Source, given: Any, where: str) -> LoRA | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}.lora: expected keys such as rank, got {given!r}")
+    keywords = resolve.arguments(
+        make_lora, given, context={}, where=f"{where}.lora", open_positionals=2
+    )
+    return make_lora(source.architecture.decoder, source.architecture.hf.model_type, **keywords)
+
+
+def _start(made: Networks, name: str, source: Source, head: Head, dtype: str) -> None:
+    """Notes what is read or drawn for a role, at ``dtype``."""
+    model = source.model(head)
+    abstract, axes = jax.eval_shape(model.init, jax.random.key(0)), model.axes
+    if source.folder is not None and source.head != head:  # only the trunk is there
+        abstract, axes = _trunk(abstract), _trunk(axes)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract)
+    made.starts[name] = Start(source, model, abstract, axes)
+
+
+def _trunk(tree: PyTree) -> PyTree:
+    return {name: entry for name, entry in tree.items() if name != "head"}
+
+
+def _trained_dtype(source: Source, where: str) -> str:
+    """Of the weights that are read: of a frozen base if there are adapters, else of what is
+    trained."""
+    if source.lora is None and source.param_dtype != "float32":
+        raise UserError(f"{where}.param_dtype: what is trained is float32; it is for what is not")
+    return source.param_dtype
+
+
+def _adapters(model: Model) -> tuple[PyTree, Callable[[PRNGKeyArray], Params]]:
+    """The axes of a model's adapters, and how they are drawn."""
+    axes = select(model.axes, is_adapter)
+    return axes, lambda key: select(model.init(key), is_adapter)
+
+
+def _policy(made: Networks, source: Source) -> None:
+    if source.head != "lm":
+        raise UserError(f"models.policy: {source.folder} has no language-model head")
+    dtype = _trained_dtype(source, "models.policy")
+    made.sources["policy"] = source
+    _start(made, "policy", source, "lm", dtype)
+    model = source.model("lm", source.lora)
+    if source.lora is None:
+        made.trees["policy"] = Tree(True, model.axes, dtype, lambda starts, key: starts["policy"])
+        made.roles["policy"] = Role(model, ("policy",))
+        return
+    axes, draw = _adapters(model)
+    base = source.model("lm").axes
+    made.trees["policy_base"] = Tree(False, base, dtype, lambda starts, key: starts["policy"])
+    made.trees["policy"] = Tree(True, axes, "float32", lambda starts, key: draw(key))
+    made.roles["policy"] = Role(model, ("policy_base", "policy"))
+
+
+def _reference(made: Networks, node: Node, context) -> None:
+    """By default the starting policy: a copy of it, or the base under its adapters."""
+    name, given = resolve.split(node, "models.reference")
+    policy = made.sources["policy"]
+    if name == OF_POLICY:
+        _only(given, ("param_dtype",), "models.reference")
+        source, start = policy._replace(**given, lora=None), "policy"
+        if policy.lora is not None:
+            if given:
+                raise UserError("models.reference: it is the base under the policy's adapters")
+            made.roles["reference"] = Role(source.model("lm"), ("policy_base",))
+            return
+    else:
+        source, start = read_source(node, "models.reference", context), "reference"
+        if source.head != "lm" or source.lora is not None:
+            raise UserError("models.reference: a language model without adapters is needed")
+        _start(made, "reference", source, "lm", source.param_dtype)
+        made.sources["reference"] = source
+    model = source.model("lm")
+    made.trees["reference"] = Tree(
+        False, model.axes, source.param_dtype, lambda starts, key: starts[start]
+    )
+    made.roles["reference"] = Role(model, ("reference",))
+
+
+def _value(made: Networks, node: Node, context) -> None:
+    """By default the policy's trunk, copied, under a new head; or a head on the very trunk."""
+    name, given = resolve.split(node, "models.value")
+    policy = made.sources["policy"]
+    if name == SHARED:
+        _only(given, (), "models.value")
+        model = policy.model("value", policy.lora)
+        axes = {"head": model.axes["head"]}
+        made.trees["value"] = Tree(
+            True, axes, "float32", lambda starts, key: {"head": model.init(key)["head"]}
+        )
+        made.roles["value"] = Role(model, (*made.roles["policy"].trees, "value"))
+        made.sources["value"] = policy
+        return
+    if name == OF_POLICY:
+        _only(given, ("lora", "param_dtype"), "models.value")
+        source, start = policy, "policy"
+        source = source._replace(
+            lora=_lora(source, given.get("lora"), "models.value"),
+            param_dtype=given.get("param_dtype", "float32"),
+        )
+    else:
+        source, start = read_source(node, "models.value", context), "value"
+    dtype = _trained_dtype(source, "models.value")
+    if start == "value":
+        _start(made, "value", source, "value", dtype)
+    made.sources["value"] = source
+    model = source.model("value", source.lora)
+
+    def head(starts: Trees, key: PRNGKeyArray) -> Params:
+        scored = start == "value" and "head" in starts["value"]
+        return {"head": starts["value"]["head"] if scored else model.init(key)["head"]}
+
+    if source.lora is None:
+        made.trees["value"] = Tree(
+            True, model.axes, dtype, lambda starts, key: _trunk(starts[start]) | head(starts, key)
+        )
+        made.roles["value"] = Role(model, ("value",))
+        return
+    base = "policy_base" if start == "policy" and policy.lora is not None else "value_base"
+    if base == "value_base":
+        axes = _trunk(source.model("value").axes)
+        made.trees[base] = Tree(False, axes, dtype, lambda starts, key: _trunk(starts[start]))
+    elif "param_dtype" in given:
+        raise UserError("models.value: it shares the base of the policy's adapters")
+    axes, draw = _adapters(model)
+    axes |= {"head": model.axes["head"]}
+    made.trees["value"] = Tree(
+        True, axes, "float32", lambda starts, key: draw(key) | head(starts, key)
+    )
+    made.roles["value"] = Role(model, (base, "value"))
+
+
+def _reward(made: Networks, node: Node, context) -> None:
+    name, given = resolve.split(node, "models.reward")
+    max_tokens = given.pop("max_tokens", None)
+    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+        raise UserError(f"models.reward.max_tokens: a number above 0 is needed, got {max_tokens!r}")
+    source = read_source({"fn": name, **given}, "models.reward", context)
+    source = source._replace(max_tokens=max_tokens)
+    if source.head != "value" or source.lora is not None:
+        raise UserError("models.reward: a folder with a scalar head, without adapters, is needed")
+    _start(made, "reward", source, "value", source.param_dtype)
+    made.sources["reward"] = source
+    model = source.model("value")
+    made.trees["reward"] = Tree(
+        False, model.axes, source.param_dtype, lambda starts, key: starts["reward"]
+    )
+    made.roles["reward"] = Role(model, ("reward",))
+
+
+def _only(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f'{where}: unknown key "{name}"; {nearest(name, known)}')

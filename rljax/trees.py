@@ -1,0 +1,58 @@
+"""Parameter trees as nested dicts: looking up, laying one over another, selecting."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rljax.types import Params, Role
+
+Path = tuple[str, ...]
+
+
+def find(tree: Params, path: Path) -> Any:
+    """The entry at a path, or None.
+
+    >>> find({"a": {"b": 1}}, ("a", "b")), find({"a": {"b": 1}}, ("a", "c"))
+    (1, None)
+    """
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return None
+        tree = tree[name]
+    return tree
+
+
+def overlay(under: Params, over: Params) -> Params:
+    """Both trees as one; where both have an entry, that of ``over``.
+
+    >>> overlay({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
+        return over
+    merged = {name: overlay(under[name], over[name]) for name in under.keys() & over.keys()}
+    return {name: merged.get(name, tree) for name, tree in [*under.items(), *over.items()]}
+
+
+def select(tree: Params, keep: Callable[[Path], bool], path: Path = ()) -> Params:
+    """The part of a tree whose leaves' paths are to be kept.
+
+    >>> select({"a": {"b": 1, "c": 2}, "d": {"e": 3}}, lambda path: path[-1] == "b")
+    {'a': {'b': 1}}
+    """
+    kept = {}
+    for name, entry in tree.items():
+        here = (*path, name)
+        if not isinstance(entry, Mapping):
+            if keep(here):
+                kept[name] = entry
+        elif below := select(entry, keep, here):
+            kept[name] = below
+    return kept
+
+
+def role_params(role: Role, trees: Mapping[str, Params]) -> Params:
+    """The parameters of a role: its trees, each laid over the one before."""
+    params: Params = {}
+    for name in role.trees:
+        params = overlay(params, trees[name])
+    return params
