@@ -103,7 +103,7 @@ def export_role(
     source = networks.sources[role]
     eos_ids = eos_ids_of(tokenizer, networks.sources["policy"].folder)
     ensure_pad(tokenizer, eos_ids)
-    base = str(source.folder or "nothing")
+    base = str(source.folder) if source.folder else None
     card = model_card(base, {"role": role, **details})
     if role == "policy" and source.lora is not None and not merge:
         export_adapters(
@@ -112,7 +112,7 @@ def export_role(
             source.architecture,
             source.lora,
             tokenizer,
-            base=base,
+            base=base or "",
             card=card,
         )
         return

@@ -197,7 +197,7 @@ def test_a_value_of_a_section_is_checked_at_once(override, said):
         ("a: [1\n", "is not valid YAML"),
         ("- 1\n", "expected a mapping of keys to values"),
         ("", "expected a mapping of keys to values"),
-        ("steps: 1\n", 'the config lacks "tokenizer"'),
+        ("steps: 1\n", 'the config lacks "models"'),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, text, said):

@@ -110,6 +110,7 @@ def restore_trees(
     if step is not None and step not in steps:
         raise UserError(f"{folder} holds no step {step}; there are {', '.join(map(str, steps))}")
     step = steps[-1] if step is None else step
+    abstract = {part: trees for part, trees in abstract.items() if trees}
     arguments = ocp.args.PyTreeRestore(
         item=abstract,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),

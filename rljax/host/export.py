@@ -88,12 +88,12 @@ def export_adapters(
         _save_texts(partial, tokenizer, card)
 
 
-def model_card(base: str, details: dict[str, Any]) -> str:
+def model_card(base: str | None, details: dict[str, Any]) -> str:
     """A short card: what it was trained from, with what, and how it did."""
     rows = "".join(f"| {name} | {value} |\n" for name, value in details.items())
     return (
         f"---\nlibrary_name: transformers\ntags: [rljax, reinforcement-learning]\n---\n\n"
-        f"Trained from {base} with rljax {__version__}.\n\n| | |\n|---|---|\n{rows}"
+        f"Trained from {base or 'scratch'} with rljax {__version__}.\n\n| | |\n|---|---|\n{rows}"
     )
 
 

@@ -184,7 +184,7 @@ def gather(tensor: Tensor, params: Params, dtype: str) -> np.ndarray:
         return np.asarray(array[piece.at] if piece.at else array).astype(jnp.dtype(dtype))
 
     parts = [to_stored(piece, host(piece)) for piece in tensor.pieces]
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _listed(names: set[str], most: int = 5) -> str:

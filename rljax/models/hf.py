@@ -177,11 +177,12 @@ def from_stored(
 
 
 def to_stored(piece: Piece, array: np.ndarray) -> np.ndarray:
-    """``array[at]`` of one of our arrays, as it stands in its tensor."""
+    """``array[at]`` of one of our arrays, as it stands in its tensor, in C order: safetensors
+    writes the memory of an array whatever its strides."""
     rows, *columns = stored_shape(piece)
     if piece.inputs is None:
-        return array.reshape(rows, *columns)
-    return array.reshape(*columns, rows).T
+        return np.ascontiguousarray(array.reshape(rows, *columns))
+    return np.ascontiguousarray(array.reshape(*columns, rows).T)
 
 
 def _flat(bounds: list[range], sizes: tuple[int, ...], start: int) -> slice:
