@@ -140,8 +140,7 @@ def _placed(weights: Weights, name: str, piece: Piece, dtype, sharding) -> jax.A
     def part(index):
         key = tuple((i.start, i.stop) for i in index)
         if key not in seen:
-            stored = from_stored(lambda at: weights.read(name, at), piece, index)
-            seen[key] = stored.astype(dtype)
+            seen[key] = from_stored(lambda at: weights.read(name, at), piece, index, dtype)
         return seen[key]
 
     return jax.make_array_from_callback(piece.shape, sharding, part)

@@ -88,6 +88,7 @@ FUSED = {
 }
 HEADS = {"lm": "lm_head.weight", "value": "score.weight"}
 IGNORED = ("lm_head.weight", "score.weight")  # a head that this role has no use for
+AT_ONCE = 2**23  # entries
 
 
 def tensors_of(abstract: Params, config: DecoderConfig, model_type: str) -> list[Tensor]:
@@ -157,23 +158,33 @@ def stored_shape(piece: Piece) -> tuple[int, ...]:
 
 
 def from_stored(
-    read: Callable[[tuple[slice, ...]], np.ndarray], piece: Piece, index: tuple[slice, ...]
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    piece: Piece,
+    index: tuple[slice, ...],
+    dtype: np.dtype,
 ) -> np.ndarray:
-    """``array[at][index]`` of one of our arrays, reading no more of its tensor than that.
+    """``array[at][index]`` of one of our arrays, reading no more of its tensor than that, and no
+    more at a time than ``AT_ONCE`` entries.
 
     ``read`` gives a part of the tensor. Only the first of a matrix's input axes may be divided, and
     the first of its output axes, as only these are spread over devices.
     """
     bounds = [range(*part.indices(size)) for part, size in zip(index, piece.shape, strict=True)]
     shape = [len(bound) for bound in bounds]
-    if piece.inputs is None:
-        if piece.path[-1] == "embed":
-            return read(index)
-        return read((_flat(bounds, piece.shape, piece.start),)).reshape(shape)
-    ins, outs = slice(None, piece.inputs), slice(piece.inputs, None)
-    rows = _flat(bounds[outs], piece.shape[outs], piece.start)
-    columns = _flat(bounds[ins], piece.shape[ins], 0)
-    return read((rows, columns)).T.reshape(shape)
+    if piece.inputs is None and piece.path[-1] != "embed":
+        return read((_flat(bounds, piece.shape, piece.start),)).reshape(shape).astype(dtype)
+    split = 1 if piece.inputs is None else piece.inputs  # an embedding is no matrix to turn
+    first = _flat(bounds[:split], piece.shape[:split], 0)
+    second = _flat(bounds[split:], piece.shape[split:], 0)
+    rows, columns = (first, second) if piece.inputs is None else (second, first)
+    result = np.empty((first.stop - first.start, second.stop - second.start), dtype)
+    turned = result if piece.inputs is None else result.T
+    step = max(1, AT_ONCE // max(1, columns.stop - columns.start))
+    for row in range(rows.start, rows.stop, step):
+        until = min(row + step, rows.stop)
+        part = read((slice(piece.start + row, piece.start + until), columns))
+        turned[row - rows.start : until - rows.start] = part
+    return result.reshape(shape)
 
 
 def to_stored(piece: Piece, array: np.ndarray) -> np.ndarray:
