@@ -1,5 +1,6 @@
 """From a configuration to the functions of a run."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rljax.host.pretrained import (
     same_tokens,
 )
 from rljax.host.retokenize import ROW, make_retokenizer
+from rljax.host.weights import Weights
 from rljax.logprobs import hidden_logprobs, hidden_values
 from rljax.models import DecoderConfig
 from rljax.roles import Networks, Trees, make_networks
@@ -257,6 +259,14 @@ def abstract_state(built: Build, phase: Phase) -> TrainState:
     """The shapes of the state that a phase begins with."""
     starts = {name: start.abstract for name, start in built.networks.starts.items()}
     return jax.eval_shape(phase.begin, starts)
+
+
+def check_weights(built: Build) -> None:
+    """Sees that every folder has the tensors that its config says, without reading them."""
+    for start in built.networks.starts.values():
+        if start.source.folder is not None:
+            with contextlib.closing(Weights(start.source.folder)) as weights:
+                weights.check(start.tensors())
 
 
 def check_step(built: Build) -> None:

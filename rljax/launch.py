@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absen
 import jax
 import yaml
 
-from rljax.build import build, check_step
+from rljax.build import build, check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
@@ -69,6 +69,7 @@ def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
 def dry_run(config: Config, config_path: Path) -> int:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
     built = build(config, config_path.parent)
+    check_weights(built)
     check_step(built)
     print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config).items():
@@ -80,6 +81,7 @@ def run(config: Config, config_path: Path) -> int:
     """Builds everything and trains."""
     _use_compilation_cache()
     built = build(config, config_path.parent)
+    check_weights(built)
     check_step(built)
     folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
     try:

@@ -17,6 +17,7 @@ from rljax.config import OF_POLICY, SHARED, Models, Node, is_function
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import pretrained
 from rljax.models import Architecture, LoRA, decoder, families
+from rljax.models.hf import Tensor, tensors_of
 from rljax.models.lora import is_adapter, make_lora
 from rljax.trees import select
 from rljax.types import Model, Params, Role
@@ -46,6 +47,11 @@ class Start(NamedTuple):
     model: Model
     abstract: Params  # shapes and types
     axes: PyTree  # logical
+
+    def tensors(self) -> list[Tensor]:
+        """Those of its folder."""
+        decoder, hf = self.source.architecture
+        return tensors_of(self.abstract, decoder, hf.model_type)
 
 
 class Tree(NamedTuple):

@@ -26,7 +26,6 @@ from rljax.host.loop import CompiledStep, check_finite, run_steps, to_host
 from rljax.host.metrics import Records, read_records
 from rljax.host.terminal import Terminal
 from rljax.host.weights import Weights, import_params
-from rljax.models.hf import tensors_of
 from rljax.roles import Trees
 from rljax.sharding import param_shardings
 from rljax.train import place, state_shardings
@@ -173,7 +172,7 @@ class Run:
         """Parameters from their folder, or drawn at random."""
         start = self.built.networks.starts[name]
         shardings = param_shardings(start.axes, start.abstract, self.built.mesh)
-        folder, (decoder, hf) = start.source.folder, start.source.architecture
+        folder = start.source.folder
         if folder is None:
             key = jax.random.split(jax.random.key(self.config.seed))[0]
             if name != "policy":
@@ -181,9 +180,8 @@ class Run:
             return jax.jit(start.model.init, out_shardings=shardings)(key)
         began = time.perf_counter()
         self.terminal.say("loading", f"loading: {name}, from {folder} …", role=name)
-        tensors = tensors_of(start.abstract, decoder, hf.model_type)
         with contextlib.closing(Weights(folder)) as weights:
-            params = import_params(weights, tensors, start.abstract, shardings)
+            params = import_params(weights, start.tensors(), start.abstract, shardings)
         seconds = time.perf_counter() - began
         text = f"loaded: {name}, in {seconds:.1f} s"
         self.terminal.say("loaded", text, role=name, seconds=round(seconds, 2))

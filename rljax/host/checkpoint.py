@@ -1,4 +1,8 @@
-"""Checkpoints with Orbax: the whole TrainState, written while training goes on."""
+"""Checkpoints with Orbax: the whole TrainState, written while training goes on.
+
+What is frozen never changes, and may be most of it (the base under adapters, a reward model): it is
+written once, beside the steps.
+"""
 
 import logging
 from pathlib import Path
@@ -9,8 +13,9 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
+from rljax.types import TrainState
 
-STATE, PROGRESS = "state", "progress"
+STATE, PROGRESS, FROZEN = "state", "progress", "frozen"
 
 
 class Checkpoints:
@@ -20,6 +25,7 @@ class Checkpoints:
         """Saves every ``every_steps`` steps and keeps the newest ``keep``."""
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self._every_steps = folder, every_steps
+        self._frozen = folder.absolute() / FROZEN
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers={
@@ -37,25 +43,27 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree, progress: dict[str, Any], *, force: bool = False):
+    def save(self, step: int, state: TrainState, progress: dict[str, Any], *, force: bool = False):
         """Starts writing if ``step`` is due, or if ``force``; the state may be donated right after.
 
         ``progress`` is small JSON about the host's side, such as seconds spent.
         """
         if step == self.latest() or not (force or step % self._every_steps == 0):
             return
+        if self.latest() is None and not self._manager.all_steps():
+            self._save_frozen(state.frozen)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{
-                    STATE: ocp.args.StandardSave(state),
+                    STATE: ocp.args.StandardSave(state.replace(frozen={})),
                     PROGRESS: ocp.args.JsonSave(progress),
                 }
             ),
             force=True,
         )
 
-    def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, laid out as ``abstract`` says (shapes, types, shardings), and progress.
 
         Raises ``UserError`` if the checkpoint is of another model.
@@ -66,20 +74,33 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 **{
-                    STATE: ocp.args.StandardRestore(abstract),
+                    STATE: ocp.args.StandardRestore(abstract.replace(frozen={})),
                     PROGRESS: ocp.args.JsonRestore(),
                 }
             ),
         )
-        return restored[STATE], restored[PROGRESS]
+        frozen = {}
+        if abstract.frozen:
+            with ocp.StandardCheckpointer() as files:
+                frozen = files.restore(self._frozen, abstract.frozen)
+        return restored[STATE].replace(frozen=frozen), restored[PROGRESS]
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _check_shapes(self, step: int, abstract: PyTree) -> None:
+    def _save_frozen(self, frozen: dict[str, PyTree]) -> None:
+        if frozen:
+            with ocp.StandardCheckpointer() as files:
+                files.save(self._frozen, frozen, force=True)
+
+    def _check_shapes(self, step: int, abstract: TrainState) -> None:
         saved = _shapes(self._manager.item_metadata(step)[STATE].tree)
+        if self._frozen.exists():
+            with ocp.StandardCheckpointer() as files:
+                kept = files.metadata(self._frozen).item_metadata.tree
+            saved |= _shapes({FROZEN: kept})
         wanted = _shapes(abstract)
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
@@ -110,15 +131,22 @@ def restore_trees(
     if step is not None and step not in steps:
         raise UserError(f"{folder} holds no step {step}; there are {', '.join(map(str, steps))}")
     step = steps[-1] if step is None else step
-    abstract = {part: trees for part, trees in abstract.items() if trees}
+    folder = folder.absolute()
+    trees = {}
+    if params := abstract["params"]:
+        trees |= _restore_part(folder / str(step) / STATE, {"params": params})["params"]
+    if frozen := abstract["frozen"]:
+        trees |= _restore_part(folder / FROZEN, frozen)
+    return step, trees
+
+
+def _restore_part(path: Path, abstract: PyTree) -> PyTree:
     arguments = ocp.args.PyTreeRestore(
         item=abstract,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
     )
-    path = (folder / str(step) / STATE).absolute()
-    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=arguments)
-    return step, {name: tree for part in restored.values() for name, tree in part.items()}
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=arguments)
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -99,14 +99,15 @@ def read_json(path: Path) -> dict:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, chat template included, padding on the left.
 
-    Raises ``UserError`` if there is none.
+    Raises ``UserError`` if there is none, or it cannot be read.
     """
+    if not has_tokenizer(folder):
+        raise UserError(f"{folder} holds no tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{folder} holds no tokenizer that can be read") from error
-    if len(tokenizer) == 0:
-        raise UserError(f"{folder} holds no tokenizer that can be read")
+    except Exception as error:  # it reads the model's config too, and raises what that does
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     tokenizer.padding_side = "left"
     return tokenizer
 

@@ -21,8 +21,8 @@ class Experts:
 
 
 def route(
-    logits: Float[Array, "N E"], experts: Experts
-) -> tuple[Int[Array, "N k"], Float[Array, "N k"]]:
+    logits: Float[Array, "*rows E"], experts: Experts
+) -> tuple[Int[Array, "*rows k"], Float[Array, "*rows k"]]:
     """The experts of each token, and their weights."""
     weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), experts.per_token)
     if experts.normalize:

@@ -21,6 +21,8 @@ from rljax.models.transformer import Attends, DecoderConfig
 
 __all__ = ["fresh", "llama"]
 
+EXTRA_KEYS = {"head_dim", "rope_theta", "rope_scaling"}  # which every config takes
+
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 
@@ -108,7 +110,7 @@ def fresh(
       dtype, remat: as for ``llama``.
     """
     check_family(model_type, "model_type")
-    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | EXTRA_KEYS
     for name in sizes:
         if name not in known:
             raise UserError(f'fresh: unknown key "{name}"; {nearest(name, known)}')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rljax.errors import UserError
-from rljax.host.checkpoint import Checkpoints
+from rljax.host.checkpoint import Checkpoints, restore_trees
 from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band
 from rljax.sharding import make_mesh
 from rljax.train import adamw, init_state, place, state_shardings
@@ -207,3 +207,24 @@ def test_a_leaf_too_many_or_too_few_is_refused(saved, more):
     )
     with opened(folder) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(wanted.replace(params={"policy": params}))
+
+
+def test_what_is_frozen_is_written_once(tmp_path):
+    save(tmp_path, 1, 2)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
+    save(tmp_path, 3)
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
+    assert "frozen" not in (tmp_path / "3/state/_METADATA").read_text()
+
+
+def test_single_trees_are_restored_by_name(saved):
+    folder, state = saved
+    wanted = abstract(mesh_of(1))
+    step, trees = restore_trees(
+        folder, None, {"params": {}, "frozen": {"reference": wanted.frozen["reference"]}}
+    )
+    assert step == 7
+    assert trees.keys() == {"reference"}
+    np.testing.assert_array_equal(trees["reference"]["gate"], state.frozen["reference"]["gate"])
+    with pytest.raises(UserError, match="holds no step 5; there are 7"):
+        restore_trees(folder, 5, {"params": wanted.params, "frozen": {}})
