@@ -214,7 +214,7 @@ def test_what_is_frozen_is_written_once(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
     save(tmp_path, 3)
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "frozen").rglob("*")}
-    assert "frozen" not in (tmp_path / "3/state/_METADATA").read_text()
+    assert "reference" not in (tmp_path / "3/state/_METADATA").read_text()
 
 
 def test_single_trees_are_restored_by_name(saved):
