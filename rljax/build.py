@@ -11,17 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from rljax import algorithms, resolve, rewards, shaping, tasks
-from rljax.config import Config, Source, is_function
-from rljax.errors import UserError, multiples, nearest
+from rljax.config import Config, Source
+from rljax.errors import UserError, multiples
 from rljax.host.data import PromptTable, demonstration_batches, prompt_batches, read_jsonl
-from rljax.host.pretrained import (
-    ensure_pad,
-    eos_ids_of,
-    find_folder,
-    has_tokenizer,
-    load_tokenizer,
-    same_tokens,
-)
 from rljax.host.retokenize import ROW, make_retokenizer
 from rljax.host.weights import Weights
 from rljax.logprobs import hidden_logprobs, hidden_values
@@ -29,6 +21,7 @@ from rljax.models import DecoderConfig
 from rljax.roles import Networks, Trees, make_networks
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
+from rljax.tokens import check_tokens, read_tokenizer
 from rljax.train import (
     TrainStep,
     adamw,
@@ -106,7 +99,7 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
     shards = row_shards(mesh)
-    tokenizer = read_tokenizer(config)
+    tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer)
 
     algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
@@ -130,8 +123,6 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             f"got them for {', '.join(config.optimizer) or 'none'}"
         )
 
-    eos_ids = eos_ids_of(tokenizer, networks.sources["policy"].folder)
-    ensure_pad(tokenizer, eos_ids)
     ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
     sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
     sample = make_sampler(roles["policy"].model, **sampling)
@@ -140,7 +131,7 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             raise UserError(f"sampling: {token} is no id of the tokenizer")
     columns = config.data.max_prompt_tokens + sampling["max_tokens"]
     _check_reward_is_read(config)
-    reward_tokenizer = check_roles(networks, tokenizer, columns)
+    foreign = check_tokens(networks, tokenizer, columns)
     temperature = sample.keywords["temperature"]
     judge = make_judge(roles, score, shaper, temperature=temperature)
 
@@ -177,14 +168,11 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             max_prompt_tokens=config.data.max_prompt_tokens,
             chat_template=config.data.chat_template,
         )
-        if reward_tokenizer is None:
+        if foreign is None:
             return table, None
         table.extras[ROW] = np.arange(len(table), dtype=np.int32)
         return table, make_retokenizer(
-            table.prompts,
-            tokenizer,
-            reward_tokenizer,
-            max_tokens=networks.sources["reward"].max_tokens or 2 * columns,
+            table.prompts, tokenizer, foreign.tokenizer, max_tokens=foreign.max_tokens
         )
 
     table, between = prompts(config.data.train, "data.train", heldout=False)
@@ -333,54 +321,6 @@ def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: s
         return adamw(steps, updates_per_step, **keywords)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def read_tokenizer(config: Config):
-    """That of ``tokenizer``, or of the policy's folder."""
-    node, where = config.tokenizer, "tokenizer"
-    if node is None:
-        node, where = resolve.split(config.models.policy, "models.policy")[0], "models.policy"
-        if is_function(node):
-            raise UserError("tokenizer: it is needed where the policy is no folder that has one")
-    if isinstance(node, str) and not (node in tasks.__all__ or ":" in node):
-        if "/" not in node and not Path(node).is_dir():
-            hint = nearest(node, tasks.__all__)
-            raise UserError(f'{where}: "{node}" is no folder here, and no function; {hint}')
-        return load_tokenizer(find_folder(node, where))
-    return resolve.call(node, tasks, context={}, where=where)
-
-
-def check_roles(networks: Networks, tokenizer, columns: int):
-    """Raises ``UserError`` for a model that has no room for the tokens or the positions of a run.
-
-    Returns the reward model's own tokenizer, if that is another.
-    """
-    reward_tokenizer = None
-    for role, source in networks.sources.items():
-        decoder, hf = source.architecture
-        reads = tokenizer
-        if role != "policy" and source.folder is not None and has_tokenizer(source.folder):
-            own = load_tokenizer(source.folder)
-            template = own.chat_template not in (None, tokenizer.chat_template)
-            if not same_tokens(own, tokenizer) or (role == "reward" and template):
-                if role != "reward":
-                    raise UserError(
-                        f"models.{role}: the tokenizer of {source.folder} is not the policy's"
-                    )
-                reads = reward_tokenizer = own
-        if decoder.vocab_size < len(reads):
-            raise UserError(
-                f"models.{role}: an embedding of {decoder.vocab_size} rows has no room for the "
-                f"tokenizer's {len(reads)} tokens"
-            )
-        limits = [hf.max_position_embeddings, *(a.rope.max_positions for a in decoder.attends)]
-        limit = min(limit for limit in limits if limit is not None)
-        if reads is tokenizer and columns > limit:
-            raise UserError(
-                f"models.{role}: {columns} tokens of prompt and response are more than the "
-                f"{limit} positions that the model knows"
-            )
-    return reward_tokenizer
 
 
 def _shaping(config: Config, context) -> Transform:

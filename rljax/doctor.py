@@ -10,11 +10,12 @@ from rich.table import Table
 from rljax.errors import UserError
 from rljax.host.pretrained import (
     Pretrained,
-    ensure_pad,
     eos_ids_of,
+    find_folder,
     has_tokenizer,
     load_tokenizer,
     pretrained,
+    settle_special_tokens,
 )
 from rljax.host.weights import Weights
 from rljax.models import decoder
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="a Hugging Face folder, or a hub id")
     options = parser.parse_args(arguments)
     try:
-        found = pretrained(options.model)
+        found = pretrained(find_folder(options.model, "doctor"))
         facts = examine(found)
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
@@ -86,7 +87,7 @@ def _tokenizer_facts(found: Pretrained) -> dict[str, str]:
             f"{found.folder}: the tokenizer has {size} tokens, more than the embedding's {rows}"
         )
     eos_ids = eos_ids_of(tokenizer, found.folder)
-    ensure_pad(tokenizer, eos_ids)
+    settle_special_tokens(tokenizer, eos_ids)
     names = ", ".join(tokenizer.convert_ids_to_tokens(list(eos_ids)))
     template = "a" if tokenizer.chat_template else "no"
     return {

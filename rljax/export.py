@@ -8,16 +8,16 @@ from typing import Any
 import jax
 
 from rljax import algorithms, resolve
-from rljax.build import context_of, read_tokenizer
+from rljax.build import context_of
 from rljax.config import OF_POLICY, Config, load_config, resolved
 from rljax.errors import UserError
 from rljax.host.checkpoint import restore_trees
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
-from rljax.host.pretrained import ensure_pad, eos_ids_of
 from rljax.models.lora import merge_lora
 from rljax.roles import Networks, Trees, make_networks
 from rljax.sharding import make_mesh, param_shardings
+from rljax.tokens import read_tokenizer
 from rljax.trees import role_params
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,7 +54,7 @@ def export_run(
     if not path.exists():
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
     config = load_config(path, [])
-    tokenizer = read_tokenizer(config)
+    tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer)
     algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
     networks = make_networks(
@@ -72,6 +72,7 @@ def export_run(
         networks,
         config,
         tokenizer,
+        eos_ids=tuple(config.sampling.get("eos_ids", eos_ids)),
         role=role,
         dtype=dtype,
         merge=merge,
@@ -87,6 +88,7 @@ def export_role(
     config: Config,
     tokenizer,
     *,
+    eos_ids: tuple[int, ...],
     role: str,
     dtype: str | None = None,
     merge: bool = False,
@@ -101,8 +103,6 @@ def export_role(
       details: what the model card tells.
     """
     source = networks.sources[role]
-    eos_ids = eos_ids_of(tokenizer, networks.sources["policy"].folder)
-    ensure_pad(tokenizer, eos_ids)
     base = str(source.folder) if source.folder else None
     card = model_card(base, {"role": role, **details})
     if role == "policy" and source.lora is not None and not merge:
@@ -128,7 +128,7 @@ def export_role(
         "lm" if role == "policy" else "value",
         tokenizer,
         dtype=dtype or (stored if stored in DTYPES else "float32"),
-        eos_ids=drawing.get("eos_ids", eos_ids),
+        eos_ids=eos_ids,
         sampling={name: drawing[name] for name in ("temperature", "top_k", "top_p", "min_p")},
         card=card,
     )

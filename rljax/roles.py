@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from rljax import resolve
 from rljax.config import OF_POLICY, SHARED, Models, Node, is_function
 from rljax.errors import UserError, nearest
-from rljax.host.pretrained import pretrained
+from rljax.host.pretrained import find_folder, pretrained
 from rljax.models import Architecture, LoRA, decoder, families
 from rljax.models.hf import Tensor, tensors_of
 from rljax.models.lora import is_adapter, make_lora
@@ -123,14 +123,20 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         if not isinstance(architecture, Architecture):
             raise UserError(f"{where}: must give an Architecture, gave {type(architecture)}")
         source = Source(architecture)
-    elif "/" not in name and not Path(name).is_dir():
-        hint = nearest(name, families.__all__)
-        raise UserError(f'{where}: "{name}" is no folder here, no hub id, and no function; {hint}')
     else:
+        folder = find_model_folder(name, where)
         keywords = resolve.arguments(pretrained, given, context={}, where=where, open_positionals=1)
-        found = pretrained(name, **keywords)
+        found = pretrained(folder, **keywords)
         source = Source(found.architecture, found.folder, found.head)
     return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
+
+
+def find_model_folder(name: str, where: str) -> Path:
+    """A local folder, or the local copy of a hub id. Raises ``UserError`` if there is neither."""
+    if "/" not in name and not Path(name).is_dir():
+        hint = nearest(name, families.__all__)
+        raise UserError(f'{where}: "{name}" is no folder here, no hub id, and no function; {hint}')
+    return find_folder(name, where)
 
 
 def _lora(source: Source, given: Any, where: str) -> LoRA | None:

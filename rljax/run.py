@@ -258,6 +258,7 @@ class Run:
             built.networks,
             config,
             built.tokenizer,
+            eos_ids=built.sample.keywords["eos_ids"],
             role="policy",
             details=run_details(folder, int(state.step)),
         )

@@ -13,6 +13,7 @@ FLOORS = [
     {"algorithms", "train", "host"},
     {"config"},
     {"roles"},
+    {"tokens"},
     {"build"},
     {"describe", "doctor", "export"},
     {"run"},

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from folders import tokenizer_of, write_folder
 from safetensors.numpy import load_file
-from tiny import SETTINGS, begin_training, tiny_build, train
+from tiny import SETTINGS, begin_training, draw_starts, tiny_build, train
 
 from rljax import launch
 from rljax.build import make_forward
@@ -143,6 +143,14 @@ def test_each_role_is_a_network_of_its_own_family(folders):
     assert "query_norm" in state.params["policy"]["layers"]["attention"]
     assert "mlp_post_norm" in state.frozen["reference"]["layers"]
     assert not state.params["value"]["head"].any()  # new: the folder is a language model's
+
+
+def test_a_value_model_that_has_a_head_keeps_it(folders):
+    built = build(folders, f"models.value={folders['reward']}")
+    starts = draw_starts(built, jax.random.key(0))
+    starts["value"]["head"] = jnp.arange(16.0)[:, None]
+    params, _ = built.networks.begin(starts, jax.random.key(1))
+    np.testing.assert_array_equal(params["value"]["head"][:, 0], np.arange(16))
 
 
 LORA = "models.policy.lora={rank: 2, targets: [q_proj, 'mlp.*']}"

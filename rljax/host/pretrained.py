@@ -12,6 +12,7 @@ from rljax.errors import UserError
 from rljax.models.families import Architecture, check_family, class_name, decoder_config
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
+UNWANTED = ["consolidated*", "original/*"]  # the same weights in another layout
 
 
 class Pretrained(NamedTuple):
@@ -31,7 +32,7 @@ def find_folder(name: str, where: str) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except HFValidationError as error:
         raise UserError(f'{where}: "{name}" is no folder here, and no hub id') from error
     except Exception as error:  # the hub's many: absent, private, offline
@@ -42,21 +43,20 @@ def find_folder(name: str, where: str) -> Path:
 
 
 def pretrained(
-    path: str,
+    folder: Path,
     /,
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
     remat: Literal["none", "full", "dots"] = "full",
 ) -> Pretrained:
-    """The model of a folder or hub id.
+    """The model of a folder.
 
     Args:
       dtype: of the arithmetic; by default float32 where the folder says float32, else bfloat16.
       remat: what the backward pass keeps, see ``DecoderConfig``.
 
-    Raises ``UserError`` if there is no such folder, or its architecture is not supported.
+    Raises ``UserError`` if it holds no config, or its architecture is not supported.
     """
-    folder = find_folder(path, "model")
     given = read_json(folder / "config.json")
     check_family(given.get("model_type"), str(folder))
     try:
@@ -129,12 +129,14 @@ def eos_ids_of(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> tuple
     return ids
 
 
-def ensure_pad(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> None:
-    """Gives the tokenizer a pad token that is no EOS, if it has none: one made for padding, a
-    reserved one, unk or BOS, whichever comes first.
+def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> None:
+    """Gives the tokenizer an EOS token, and a pad token that is no EOS, if it has none: one made
+    for padding, a reserved one, unk or BOS, whichever comes first.
 
     Raises ``UserError`` if there is none of these.
     """
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_ids[0])
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in eos_ids:
         return
     special = {t for t in tokenizer.get_added_vocab() if t.startswith(("<", "[")) and len(t) > 2}

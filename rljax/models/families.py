@@ -33,6 +33,12 @@ class Architecture(NamedTuple):
     decoder: DecoderConfig
     hf: PreTrainedConfig
 
+    @property
+    def max_positions(self) -> int:
+        """The longest row that it can be asked for, in tokens."""
+        limits = [attends.rope.max_positions for attends in self.decoder.attends]
+        return min([self.hf.max_position_embeddings, *(n for n in limits if n is not None)])
+
 
 def llama(
     *,
