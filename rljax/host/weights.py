@@ -3,12 +3,14 @@
 Nothing larger than one tensor passes through the host's memory on its way.
 """
 
+import functools
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,6 +22,7 @@ from rljax.types import Params
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of an exported file, at most
+NO_MESH = Mesh(np.empty((), object), ())
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -44,7 +47,7 @@ class Weights:
             try:
                 index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
                 return set(index["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{self.folder / INDEX} is no index of weights") from error
         if (self.folder / SINGLE).exists():
             return {SINGLE}
@@ -99,8 +102,8 @@ def import_params(
 ) -> Params:
     """A tree of parameters, each device reading what it holds and no more.
 
-    Every array is laid out empty on its devices, and filled layer by layer, so that the host
-    holds one tensor at a time, or a part of it.
+    Every array is laid out empty on its devices, and filled layer by layer and expert by expert,
+    so that the host holds one tensor at a time, or a part of it.
 
     Args:
       tensors: ``models.hf.tensors_of`` the tree.
@@ -108,42 +111,55 @@ def import_params(
       shardings: a tree of ``NamedSharding``.
     """
     weights.check(tensors)
-    source = {(p.path, p.at): (tensor.name, p) for tensor in tensors for p in tensor.pieces}
+    sources: dict[tuple[str, ...], list[tuple[str, Piece]]] = {}
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            sources.setdefault(piece.path, []).append((tensor.name, piece))
 
     def fill(path, leaf, sharding):
-        names = tuple(key.key for key in path)
-        pieces = [found for (of, _), found in source.items() if of == names]
-        if not pieces[0][1].at:
-            return _placed(weights, *pieces[0], leaf.dtype, sharding)
-        lead = len(pieces[0][1].at)
-        whole = jax.sharding.NamedSharding(sharding.mesh, jax.P(*sharding.spec[lead:]))
-        array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=sharding)()
-        put = jax.jit(
-            lambda array, part, at: jax.lax.dynamic_update_slice(
-                array, part.reshape((1,) * lead + part.shape), [*at, *[0] * part.ndim]
-            ),
-            donate_argnums=0,
-            out_shardings=sharding,
-        )
+        places: dict[tuple[range, ...], list[jax.Device]] = {}
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+            held = tuple(range(*i.indices(n)) for i, n in zip(index, leaf.shape, strict=True))
+            places.setdefault(held, []).append(device)
+        pieces = sources[tuple(key.key for key in path)]
+        arrays = {
+            device: jnp.zeros([len(held) for held in where], leaf.dtype, device=device)
+            for where, devices in places.items()
+            for device in devices
+            if pieces[0][1].at  # else a piece is all that the device has
+        }
         for name, piece in pieces:
-            part = _placed(weights, name, piece, leaf.dtype, whole)
-            array = put(array, part, piece.at).block_until_ready()
-        return array
+            read = functools.partial(weights.read, name)
+            for where, devices in places.items():
+                _read_onto(arrays, devices, where, piece, read, leaf.dtype)
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, list(arrays.values()))
 
-    return jax.tree.map_with_path(fill, abstract, shardings)
+    with jax.set_mesh(NO_MESH):  # each device is filled by itself
+        return jax.tree.map_with_path(fill, abstract, shardings)
 
 
-def _placed(weights: Weights, name: str, piece: Piece, dtype, sharding) -> jax.Array:
-    """One layer of an array. Devices that hold the same part share what is read for it."""
-    seen = {}
+def _read_onto(
+    arrays: dict[jax.Device, jax.Array], devices, where, piece: Piece, read, dtype
+) -> None:
+    """Reads what ``devices`` hold of a piece, if anything, and puts it into their arrays; ``where``
+    says which part of the whole array these are."""
+    lead = len(piece.at)
+    if not all(i in held for i, held in zip(piece.at, where[:lead], strict=True)):
+        return
+    index = tuple(slice(held.start, held.stop) for held in where[lead:])
+    part = from_stored(read, piece, index, dtype)
+    at = tuple(i - held.start for i, held in zip(piece.at, where[:lead], strict=True))
+    for device in devices:
+        new = jax.device_put(part, device)
+        new = _update(arrays[device], new, at) if at else new
+        arrays[device] = new.block_until_ready()
 
-    def part(index):
-        key = tuple((i.start, i.stop) for i in index)
-        if key not in seen:
-            seen[key] = from_stored(lambda at: weights.read(name, at), piece, index, dtype)
-        return seen[key]
 
-    return jax.make_array_from_callback(piece.shape, sharding, part)
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(array, part, at):
+    """``array`` with ``array[at]`` replaced, in place."""
+    part = part.reshape((1,) * len(at) + part.shape)
+    return jax.lax.dynamic_update_slice(array, part, [*at, *[0] * (array.ndim - len(at))])
 
 
 def export_tensors(

@@ -88,7 +88,7 @@ FUSED = {
 }
 HEADS = {"lm": "lm_head.weight", "value": "score.weight"}
 IGNORED = ("lm_head.weight", "score.weight")  # a head that this role has no use for
-AT_ONCE = 2**23  # entries
+AT_ONCE = 2**21  # entries
 
 
 def tensors_of(abstract: Params, config: DecoderConfig, model_type: str) -> list[Tensor]:
