@@ -5,6 +5,7 @@ import sys
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rljax.errors import UserError
@@ -37,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
         return 2
-    table = Table(title=str(found.folder), show_header=False)
+    table = Table(title=escape(str(found.folder)), show_header=False)
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console = Console()
     console.print(table)
     console.print(memory_table(found))
@@ -88,6 +89,11 @@ def _tokenizer_facts(found: Pretrained) -> dict[str, str]:
         )
     eos_ids = eos_ids_of(tokenizer, found.folder)
     settle_special_tokens(tokenizer, eos_ids)
+    for token in eos_ids:
+        if not 0 <= token < size:
+            raise UserError(
+                f"{found.folder}: its generation config ends with {token}, no token's id"
+            )
     names = ", ".join(tokenizer.convert_ids_to_tokens(list(eos_ids)))
     template = "a" if tokenizer.chat_template else "no"
     return {

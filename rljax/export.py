@@ -103,9 +103,14 @@ def export_role(
       details: what the model card tells.
     """
     source = networks.sources[role]
+    adapters = role == "policy" and source.lora is not None and not merge
+    if merge and source.lora is None:
+        raise UserError(f"--merge: the {role} has no adapters")
+    if adapters and dtype is not None:
+        raise UserError("--dtype: adapters are float32; with --merge it is the whole model's")
     base = str(source.folder) if source.folder else None
     card = model_card(base, {"role": role, **details})
-    if role == "policy" and source.lora is not None and not merge:
+    if adapters:
         export_adapters(
             folder,
             trees["policy"],

@@ -61,6 +61,11 @@ def encode_prompts(
         raise UserError(f"{source}: prompts are chat messages, but the tokenizer has no template")
     encoded = []
     for number, row in enumerate(rows, start=1):
+        if not _is_chat(row.get("prompt")):
+            raise UserError(
+                f"{source}: row {number}: expected chat messages, each with a role and a content, "
+                f"got {row.get('prompt')!r}"
+            )
         try:
             text = tokenizer.apply_chat_template(
                 row["prompt"], tokenize=False, add_generation_prompt=True, **chat_template
@@ -71,6 +76,14 @@ def encode_prompts(
             ) from error
         encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return encoded
+
+
+def _is_chat(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+    )
 
 
 def encode_text(rows: Iterable[dict], column: str, tokenizer, source: str) -> list[list[int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -99,7 +100,11 @@ def model_card(base: str | None, details: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its name when all is written."""
+    """A folder to write into, which takes its name when all is written; only a model makes way."""
+    folder = folder.resolve()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and not names & {"config.json", "adapter_config.json"}:
+        raise UserError(f"cannot export to {folder}: it holds something that is no model")
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -107,8 +112,11 @@ def _whole(folder: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot export to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot export to {folder}: {reason}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, card: str) -> None:

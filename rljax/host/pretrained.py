@@ -28,12 +28,12 @@ def find_folder(name: str, where: str) -> Path:
 
     Raises ``UserError`` if there is neither.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
     try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except HFValidationError as error:
+    except (HFValidationError, RuntimeError) as error:  # no name of the hub's; ~nobody
         raise UserError(f'{where}: "{name}" is no folder here, and no hub id') from error
     except Exception as error:  # the hub's many: absent, private, offline
         reason = str(error).strip().split("\n")[0]
@@ -123,6 +123,8 @@ def eos_ids_of(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> tuple
     if folder is not None and (folder / "generation_config.json").exists():
         given = read_json(folder / "generation_config.json").get("eos_token_id")
         ids += given if isinstance(given, list) else [given]
+        if not all(isinstance(i, int | None) for i in ids):
+            raise UserError(f"{folder}/generation_config.json: eos_token_id is {given!r}, no id")
     ids = tuple(dict.fromkeys(i for i in ids if i is not None))
     if not ids:
         raise UserError("tokenizer: it has no EOS token, and no generation config names one")
@@ -141,7 +143,7 @@ def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int
         return
     special = {t for t in tokenizer.get_added_vocab() if t.startswith(("<", "[")) and len(t) > 2}
     candidates = [
-        *sorted((t for t in special if "pad" in t.lower()), key=len),
+        *sorted((t for t in special if "pad" in t.lower()), key=lambda t: (len(t), t)),
         *sorted(t for t in special if "reserved" in t or "unused" in t),
         tokenizer.unk_token,
         tokenizer.bos_token,

@@ -134,9 +134,9 @@ def class_name(hf: PreTrainedConfig, head: Literal["lm", "value"]) -> str | None
     return tables[head].get(hf.model_type)
 
 
-def check_family(model_type: str | None, where: str = "model_type") -> None:
+def check_family(model_type: Any, where: str = "model_type") -> None:
     """Raises ``UserError`` for an architecture that is none of ours."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = nearest(str(model_type), FAMILIES)
         raise UserError(f'{where}: the architecture "{model_type}" is not supported; {known}')
 
