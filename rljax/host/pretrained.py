@@ -1,5 +1,6 @@
 """A Hugging Face folder or hub id: its config, its tokenizer, its EOS ids."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,12 +29,13 @@ def find_folder(name: str, where: str) -> Path:
 
     Raises ``UserError`` if there is neither.
     """
-    try:
+    with contextlib.suppress(RuntimeError):  # ~somebody who is unknown here
         folder = Path(name).expanduser()
         if folder.is_dir():
             return folder
+    try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except (HFValidationError, RuntimeError) as error:  # no name of the hub's; ~nobody
+    except HFValidationError as error:
         raise UserError(f'{where}: "{name}" is no folder here, and no hub id') from error
     except Exception as error:  # the hub's many: absent, private, offline
         reason = str(error).strip().split("\n")[0]
