@@ -43,14 +43,14 @@ class Weights:
             self._of |= dict.fromkeys(file.keys(), file)
 
     def _file_names(self) -> set[str]:
+        if (self.folder / SINGLE).exists():
+            return {SINGLE}
         if (self.folder / INDEX).exists():
             try:
                 index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-                return set(index["weight_map"].values())
+                return {str(name) for name in index["weight_map"].values()}
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{self.folder / INDEX} is no index of weights") from error
-        if (self.folder / SINGLE).exists():
-            return {SINGLE}
         pickled = sorted(path.name for path in self.folder.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
         raise UserError(f"{self.folder} holds no {SINGLE} and no {INDEX}{hint}")

@@ -70,16 +70,10 @@ def llama(
     kv_heads = heads if kv_heads is None else kv_heads
     if rope_base <= 1 or norm_eps < 0:
         raise UserError(f"llama: needs rope_base > 1, norm_eps >= 0; got {rope_base}, {norm_eps}")
-    if min(vocab_size, layers, width, heads, kv_heads) < 1:
-        raise UserError("llama: vocab_size, layers, width, heads and kv_heads must be at least 1")
-    if heads % kv_heads:
-        raise UserError(f"llama: heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
     if head_dim is None:
-        if width % heads:
+        if heads < 1 or width % heads:
             raise UserError(f"llama: width ({width}) must be a multiple of heads ({heads})")
         head_dim = width // heads
-    if head_dim % 2:
-        raise UserError(f"llama: head_dim ({head_dim}) must be even, for the rotary embedding")
     if mlp_width is None:
         mlp_width = -(-8 * width // (3 * 64)) * 64
     return fresh(
@@ -120,7 +114,10 @@ def fresh(
     for name in sizes:
         if name not in known:
             raise UserError(f'fresh: unknown key "{name}"; {nearest(name, known)}')
-    hf = AutoConfig.for_model(model_type, vocab_size=vocab_size, **sizes)
+    try:
+        hf = AutoConfig.for_model(model_type, vocab_size=vocab_size, **sizes)
+    except Exception as error:  # its own checks, of several kinds
+        raise UserError(f"fresh: {' '.join(str(error).split())}") from error
     hf.architectures = [class_name(hf, "lm")]
     return Architecture(decoder_config(hf, dtype=dtype, remat=remat), hf)
 
@@ -168,7 +165,25 @@ def decoder_config(
         "dtype": dtype,
         "remat": remat,
     }
-    return DecoderConfig(**common | FAMILIES[hf.model_type](hf, head_dim))
+    decoder = DecoderConfig(**common | FAMILIES[hf.model_type](hf, head_dim))
+    _check_sizes(hf.model_type, decoder)
+    return decoder
+
+
+def _check_sizes(family: str, c: DecoderConfig) -> None:
+    for name in ("vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
+        if getattr(c, name) < 1:
+            raise UserError(f"{family}: {name} must be at least 1, is {getattr(c, name)}")
+    if c.heads % c.kv_heads:
+        raise UserError(
+            f"{family}: heads ({c.heads}) must be a multiple of kv_heads ({c.kv_heads})"
+        )
+    if c.head_dim % 2:
+        raise UserError(f"{family}: head_dim ({c.head_dim}) must be even, for the rotary embedding")
+    if c.experts and not 1 <= c.experts.per_token <= c.experts.count:
+        raise UserError(
+            f"{family}: a token cannot go to {c.experts.per_token} of {c.experts.count} experts"
+        )
 
 
 ACTIVATION_NAMES = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -260,7 +275,7 @@ def _gemma2(hf, head_dim) -> dict[str, Any]:
 def _gemma3(hf, head_dim) -> dict[str, Any]:
     windows = {"sliding_attention": hf.sliding_window, "full_attention": None}
     attends = tuple(Attends(_rope(hf, head_dim, kind), windows[kind]) for kind in hf.layer_types)
-    return _gemma(hf) | {"attends": attends, "qk_norm": "head"}
+    return _gemma(hf) | {"attends": attends, "qk_norm": "head", "attention_softcap": None}
 
 
 def _phi3(hf, head_dim) -> dict[str, Any]:
@@ -280,12 +295,14 @@ def _olmo2(hf, head_dim) -> dict[str, Any]:
 def _smollm3(hf, head_dim) -> dict[str, Any]:
     attends = tuple(
         kind if turned else Attends(no_rope(2 * len(kind.rope.frequencies)), kind.window)
-        for kind, turned in zip(_by_layer_type(hf, head_dim), hf.no_rope_layers, strict=True)
+        for kind, turned in zip(_by_layer_type(hf, head_dim), hf.no_rope_layers, strict=False)
     )
     return _llama(hf, head_dim) | {"attends": attends}
 
 
 def _granite(hf, head_dim) -> dict[str, Any]:
+    if hf.attention_multiplier <= 0:
+        raise UserError(f"granite: attention_multiplier is {hf.attention_multiplier}, not above 0")
     return _llama(hf, head_dim) | {
         "attention_divisor": 1 / hf.attention_multiplier,
         "embed_scale": hf.embedding_multiplier,

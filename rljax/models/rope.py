@@ -128,7 +128,10 @@ def _longrope(base, dims, given, max_positions):
     scale = given.get("attention_factor")
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return _frequencies(base, dims) / np.asarray(given["short_factor"]), float(scale), original
+    factors = np.asarray(given["short_factor"])
+    if factors.shape != (dims // 2,):
+        raise UserError(f"longrope: {dims // 2} short factors are needed, got {len(factors)}")
+    return _frequencies(base, dims) / factors, float(scale), original
 
 
 KINDS = {

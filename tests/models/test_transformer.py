@@ -129,7 +129,8 @@ def test_bfloat16_computes_over_float32_parameters():
 
 def test_axes_name_every_axis_of_every_parameter():
     jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim or 1 / 0, PARAMS, MODEL.axes)
-    assert MODEL.axes["layers"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads", "head_dim")
+    query = MODEL.axes["layers"]["attention"]["query"]["kernel"]
+    assert query == ("layers", "embed", "heads", "head_dim")
 
 
 def test_logprobs_by_the_row_rule():
