@@ -126,6 +126,8 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
     sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
     sample = make_sampler(roles["policy"].model, **sampling)
+    if sampling["pad_id"] in sampling["eos_ids"]:
+        raise UserError(f"sampling: {sampling['pad_id']} pads, so that it cannot be an EOS id too")
     for token in (sampling["pad_id"], *sampling["eos_ids"]):
         if not 0 <= token < len(tokenizer):
             raise UserError(f"sampling: {token} is no id of the tokenizer")

@@ -71,7 +71,7 @@ def examine(found: Pretrained) -> dict[str, str]:
         "layers": f"{config.layers} of width {config.width}, {config.heads} heads "
         f"({config.kv_heads} of keys and values) of {config.head_dim}"
         + (f", {experts.per_token} of {experts.count} experts" if experts else ""),
-        "positions": f"{hf.max_position_embeddings:,}"
+        "positions": f"{found.architecture.max_positions:,}"
         + (f", in some layers {windows[0]:,} back" if windows else ""),
         "embedding": f"{config.vocab_size:,} rows" + (", the output head too" * config.tied),
         **_tokenizer_facts(found),

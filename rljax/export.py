@@ -108,8 +108,7 @@ def export_role(
         raise UserError(f"--merge: the {role} has no adapters")
     if adapters and dtype is not None:
         raise UserError("--dtype: adapters are float32; with --merge it is the whole model's")
-    base = str(source.folder) if source.folder else None
-    card = model_card(base, {"role": role, **details})
+    card = model_card(source.name, {"role": role, **details})
     if adapters:
         export_adapters(
             folder,
@@ -117,7 +116,7 @@ def export_role(
             source.architecture,
             source.lora,
             tokenizer,
-            base=base or "",
+            base=source.name or "",
             card=card,
         )
         return

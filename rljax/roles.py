@@ -31,6 +31,7 @@ class Source(NamedTuple):
 
     architecture: Architecture
     folder: Path | None = None  # None: drawn at random
+    name: str | None = None  # the folder or hub id, as the config has it
     head: Head = "lm"  # that the folder has
     lora: LoRA | None = None
     param_dtype: str = "float32"  # of what is frozen; what is trained is float32
@@ -127,7 +128,7 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         folder = find_model_folder(name, where)
         keywords = resolve.arguments(pretrained, given, context={}, where=where, open_positionals=1)
         found = pretrained(folder, **keywords)
-        source = Source(found.architecture, found.folder, found.head)
+        source = Source(found.architecture, found.folder, name, found.head)
     return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
 
 

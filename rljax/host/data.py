@@ -17,6 +17,7 @@ from rljax.errors import UserError
 from rljax.types import Experience, Prompts
 
 NO_TOKEN = -1  # pads text columns: no vocabulary has it
+ENDLESS = 2**40  # epochs; mixing data sets needs a length that fits a machine word
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -54,6 +55,8 @@ def encode_prompts(
     """
     rows = list(rows)
     if not any(isinstance(row.get("prompt"), list) for row in rows):
+        if chat_template:
+            raise UserError(f"data.chat_template: the prompts of {source} are text, no messages")
         first = tokenizer("")["input_ids"][:1]
         bos = first if first == [tokenizer.bos_token_id] else []
         return [bos + ids for ids in encode_text(rows, "prompt", tokenizer, source)]
@@ -75,15 +78,17 @@ def encode_prompts(
                 f"{source}: row {number}: the chat template does not take this prompt: {error}"
             ) from error
         encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        _refuse_unknown(encoded[-1], text, tokenizer, f'{source}: row {number}: "prompt"')
     return encoded
 
 
 def _is_chat(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and len(prompt) > 0
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-    )
+    def is_turn(turn: Any) -> bool:
+        return isinstance(turn, dict) and all(
+            isinstance(turn.get(key), str) for key in ("role", "content")
+        )
+
+    return isinstance(prompt, list) and len(prompt) > 0 and all(map(is_turn, prompt))
 
 
 def encode_text(rows: Iterable[dict], column: str, tokenizer, source: str) -> list[list[int]]:
@@ -97,12 +102,13 @@ def encode_text(rows: Iterable[dict], column: str, tokenizer, source: str) -> li
         texts.append(row[column])
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise UserError(
-                f'{source}: row {number}: "{column}" has characters that the tokenizer does not '
-                f"know: {text!r}"
-            )
+        _refuse_unknown(ids, text, tokenizer, f'{source}: row {number}: "{column}"')
     return encoded
+
+
+def _refuse_unknown(ids: list[int], text: str, tokenizer, where: str) -> None:
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise UserError(f"{where} has characters that the tokenizer does not know: {text!r}")
 
 
 def pad(sequences: Sequence[Sequence[int]], width: int, value: int, *, left: bool) -> np.ndarray:
@@ -199,7 +205,7 @@ def demonstration_batches(
             mask = columns < end
             return Experience(tokens=tokens, mask=mask, action_mask=mask & (columns >= prompt))
 
-        shuffled = grain.MapDataset.source(bucket.tolist()).seed(seed).shuffle().repeat()
+        shuffled = grain.MapDataset.source(bucket.tolist()).seed(seed).shuffle().repeat(ENDLESS)
         return shuffled.batch(batch_size, batch_fn=collate)
 
     parts = np.array_split(order, buckets)

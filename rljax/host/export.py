@@ -22,6 +22,10 @@ from rljax.models.lora import peft_config
 from rljax.models.transformer import LoRA
 from rljax.types import Params
 
+CARD = "README.md"
+# The first lines of every card; a folder is known by them as an export, which another may replace.
+HEADER = "---\nlibrary_name: transformers\ntags: [rljax, reinforcement-learning]\n---\n\n"
+
 
 def export_model(
     folder: Path,
@@ -92,26 +96,26 @@ def export_adapters(
 def model_card(base: str | None, details: dict[str, Any]) -> str:
     """A short card: what it was trained from, with what, and how it did."""
     rows = "".join(f"| {name} | {value} |\n" for name, value in details.items())
-    return (
-        f"---\nlibrary_name: transformers\ntags: [rljax, reinforcement-learning]\n---\n\n"
-        f"Trained from {base or 'scratch'} with rljax {__version__}.\n\n| | |\n|---|---|\n{rows}"
-    )
+    trained = f"Trained from {base or 'scratch'} with rljax {__version__}."
+    return f"{trained}\n\n| | |\n|---|---|\n{rows}"
 
 
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its name when all is written; only a model makes way."""
+    """A folder to write into, which takes its name when all is written. Only an earlier export
+    makes way for it."""
     folder = folder.resolve()
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names and not names & {"config.json", "adapter_config.json"}:
-        raise UserError(f"cannot export to {folder}: it holds something that is no model")
-    partial = folder.with_name(folder.name + ".partial")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
+        raise UserError(f"cannot export to {folder}: it holds something else than an export")
+    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot export to {folder}: {reason}") from error
@@ -119,9 +123,14 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _is_export(folder: Path) -> bool:
+    card = folder / CARD
+    return card.exists() and card.read_text(encoding="utf-8", errors="replace").startswith(HEADER)
+
+
 def _save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(f"{HEADER}{card}", encoding="utf-8")
 
 
 def _ids(tokenizer, eos_ids: tuple[int, ...]) -> dict[str, Any]:

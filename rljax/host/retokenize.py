@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rljax.errors import UserError
 from rljax.host.data import NO_TOKEN, pad
 from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Rollout
 
@@ -24,6 +25,9 @@ def make_retokenizer(
     Args:
       prompts: text or chat messages, by row of the data.
       policy, reward: the tokenizers.
+
+    Raises:
+      UserError: the reward model's chat template does not take one of the prompts.
     """
 
     def text(prompt: Any, response: str) -> str:
@@ -33,6 +37,15 @@ def make_retokenizer(
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         turns = [*turns, {"role": "assistant", "content": response}]
         return reward.apply_chat_template(turns, tokenize=False)
+
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            text(prompt, "")
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise UserError(
+                f"models.reward: its chat template does not take the prompt in row {number}: "
+                f"{error}"
+            ) from error
 
     def retokenize(rollout: Rollout) -> Rollout:
         tokens, chosen, rows = jax.device_get(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -91,4 +92,5 @@ class PhaseBar:
 
 
 def _literal(text: str) -> str:
-    return text.replace("[", r"\[").replace("\n", "↵")
+    """As a table shows it: no markup, on one line."""
+    return escape(text).replace("\n", "↵")

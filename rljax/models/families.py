@@ -150,6 +150,8 @@ def decoder_config(
     if activation not in ACTIVATION_NAMES:
         known = ", ".join(ACTIVATION_NAMES)
         raise UserError(f'{hf.model_type}: activation "{activation}" is none of {known}')
+    if hf.num_hidden_layers < 1:
+        raise UserError(f"{hf.model_type}: layers must be at least 1, is {hf.num_hidden_layers}")
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     common = {
         "vocab_size": hf.vocab_size,
@@ -171,7 +173,7 @@ def decoder_config(
 
 
 def _check_sizes(family: str, c: DecoderConfig) -> None:
-    for name in ("vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
+    for name in ("vocab_size", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
         if getattr(c, name) < 1:
             raise UserError(f"{family}: {name} must be at least 1, is {getattr(c, name)}")
     if c.heads % c.kv_heads:

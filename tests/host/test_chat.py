@@ -128,3 +128,15 @@ def test_demonstrations_answer_chats():
     for tokens, chosen in zip(batches[0].tokens, batches[0].action_mask, strict=True):
         assert tokens[~chosen].tolist() == ids("user: abc\nassistant:!")
         assert tokens[chosen].tolist() == [*ids(" def"), TOKENIZER.eos_token_id]
+
+
+def test_keywords_of_a_template_that_is_not_used_are_refused():
+    with pytest.raises(UserError, match=r"^data\.chat_template: the prompts of rows\.jsonl are text"):
+        encode_prompts([{"prompt": "abc"}], TOKENIZER, "rows.jsonl", {"mood": "grave"})
+
+
+def test_a_character_that_the_tokenizer_does_not_know_is_refused_in_a_chat_too():
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(UserError, match=r'^rows\.jsonl: row 2: "prompt" has characters'):
+        encode(HELLO, [{"role": "user", "content": "é"}], tokenizer=tokenizer)

@@ -233,3 +233,11 @@ def test_batches_of_demonstrations_are_a_function_of_their_index():
 def test_too_few_demonstrations_are_refused_with_the_number_that_would_do():
     with pytest.raises(UserError, match=r"4 rows are too few for 2 buckets .* at least 6 are"):
         demonstrations(batch_size=3)
+
+
+def test_batches_of_one_demonstration():
+    rows = [{"prompt": "1+1=", "completion": "2"}, {"prompt": "2+2=", "completion": "4"}]
+    batches, _ = demonstration_batches(
+        rows, TOKENIZER, source="rows", batch_size=1, buckets=1, seed=0
+    )
+    assert batches[5].tokens.shape[0] == 1
