@@ -1,23 +1,17 @@
 """How much host memory does importing a model take?
 
-    python -m benchmarks.import_memory [devices]
+    python -m benchmarks.import_memory
 
 Writes a sharded folder of 2 GB (a Llama with random float32 weights) to a temporary place, imports
-it onto that many simulated devices (default 1, spread over ``fsdp``), and compares the peak of this
-process's own memory with what the weights themselves take: on a CPU, the devices' memory is the
-host's. Pages of the files that the kernel keeps in its cache are not counted.
+it onto all devices (spread over ``fsdp``), and compares the peak of this process's own memory with
+what the weights themselves take: on a CPU, the devices' memory is the host's. Pages of the files
+that the kernel keeps in its cache are not counted.
 """
 
-import os
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-
-DEVICES = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
-os.environ.setdefault("NPROC", str(2 * DEVICES))
 
 import jax
 import numpy as np
@@ -70,7 +64,7 @@ def main() -> None:
     model = decoder(architecture.decoder)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     tensors = tensors_of(abstract, architecture.decoder, "llama")
-    mesh = make_mesh(data=1, fsdp=DEVICES)
+    mesh = make_mesh(data=1, fsdp=-1)
     shardings = param_shardings(model.axes, abstract, mesh)
     with tempfile.TemporaryDirectory() as folder:
         total = write_folder(Path(folder), tensors)
@@ -86,7 +80,7 @@ def main() -> None:
         peak.join()
     above = peak.bytes - before - total
     print(
-        f"{DEVICES} device(s): {total / MB:,.0f} MB of weights in {seconds:.1f} s; peak "
+        f"{mesh.size} device(s): {total / MB:,.0f} MB of weights in {seconds:.1f} s; peak "
         f"{(peak.bytes - before) / MB:,.0f} MB, {above / MB:,.0f} MB above the weights themselves: "
         f"{above / largest:.2f} x the largest tensor ({largest / MB:,.0f} MB)"
     )
