@@ -32,5 +32,8 @@ def forward_flops(config: DecoderConfig, rows: int, columns: int, *, head_width:
     columns (as computed, masked or not), and a head of ``head_width`` outputs."""
     c = config
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-    layer = attention + 3 * c.width * c.mlp_width + 2 * c.heads * c.head_dim * columns
+    mlp = 3 * c.width * c.mlp_width
+    if c.experts:
+        mlp = c.experts.per_token * mlp + c.width * c.experts.count
+    layer = attention + mlp + 2 * c.heads * c.head_dim * columns
     return 2.0 * rows * columns * (c.layers * layer + c.width * head_width)

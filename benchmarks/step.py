@@ -37,6 +37,8 @@ def measure(arguments: list[str]) -> dict[str, float]:
     config = load_config(path, ["warm_start=null", *overrides])
     built = build(config, path.parent)
     phase = built.train
+    if phase.between is not None:
+        raise UserError("a step with work for the host between its halves is not measured")
     key, prompts = jax.random.key(0), phase.batches[0]
     roles = {"axes": phase.axes, "optimizers": phase.optimizers, "mesh": built.mesh}
     with jax.set_mesh(built.mesh):
@@ -56,7 +58,10 @@ def measure(arguments: list[str]) -> dict[str, float]:
             "update": median_seconds(lambda: update(state, experience, key), REPEATS),
         }
         step = CompiledStep(
-            step, state_shardings(state, **roles), built.mesh, contextlib.nullcontext
+            step,
+            state_shardings(state, **roles),
+            built.mesh,
+            contextlib.nullcontext,
         )
         start = time.perf_counter()
         batch = step.prepare(state, prompts)

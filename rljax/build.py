@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 from rljax import algorithms, resolve, rewards, shaping, tasks
 from rljax.config import Config, Source
 from rljax.errors import UserError, multiples
-from rljax.host.data import PromptTable, demonstration_batches, prompt_batches, read_jsonl
-from rljax.host.retokenize import ROW, make_retokenizer
+from rljax.host.data import ROW, PromptTable, demonstration_batches, prompt_batches, read_jsonl
+from rljax.host.retokenize import make_retokenizer
 from rljax.host.weights import Weights
 from rljax.logprobs import hidden_logprobs, hidden_values
 from rljax.models import DecoderConfig

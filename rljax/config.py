@@ -17,6 +17,7 @@ from rljax.train import adamw, make_update
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
 Source = Node  # likewise, or the path of a file
+MODEL_OPTIONS = {"lora": None, "param_dtype": "float32"}  # beside a model's own keywords
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
 
@@ -194,11 +195,11 @@ def _explicit_model(node: Node, where: str) -> Node:
     name, given = resolve.split(node, where)
     if isinstance(given.get("lora"), dict):
         given["lora"] = resolve.defaults(make_lora) | given["lora"]
-    if is_function(name):
-        return resolve.explicit({"fn": name, **given}, families, where)
     if name in (OF_POLICY, SHARED):
         return {"fn": name, **given} if given else name
-    return {"fn": name, **resolve.defaults(pretrained), **given}
+    if is_function(name):
+        return MODEL_OPTIONS | resolve.explicit({"fn": name, **given}, families, where)
+    return {"fn": name, **resolve.defaults(pretrained), **MODEL_OPTIONS, **given}
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -1,6 +1,7 @@
 """``rljax doctor MODEL``: what a model folder is, whether it is supported, and what it takes."""
 
 import argparse
+import contextlib
 import sys
 
 import jax
@@ -58,10 +59,10 @@ def examine(found: Pretrained) -> dict[str, str]:
     larger than the embedding.
     """
     config, hf = found.architecture
-    weights = Weights(found.folder)
     tensors = tensors_of(_shapes(found), config, hf.model_type)
-    weights.check(tensors)
-    dtypes = sorted({weights.dtype(tensor.name) for tensor in tensors})
+    with contextlib.closing(Weights(found.folder)) as weights:
+        weights.check(tensors)
+        dtypes = sorted({weights.dtype(tensor.name) for tensor in tensors})
     windows = sorted({a.window for a in config.attends if a.window is not None})
     experts = config.experts
     head = {"lm": "language model", "value": "scalar head: a reward or value model"}[found.head]

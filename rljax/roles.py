@@ -13,7 +13,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from rljax import resolve
-from rljax.config import OF_POLICY, SHARED, Models, Node, is_function
+from rljax.config import MODEL_OPTIONS, OF_POLICY, SHARED, Models, Node, is_function
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import find_folder, pretrained
 from rljax.models import Architecture, LoRA, decoder, families
@@ -99,14 +99,14 @@ def make_networks(
     """
     made = Networks({}, {}, {}, {})
     _policy(made, read_source(models.policy, "models.policy", context))
-    if needs_value:
-        _value(made, models.value, context)
-    elif models.value != OF_POLICY:
-        raise UserError("models.value: the algorithm has no value model")
     if needs_reference:
         _reference(made, models.reference, context)
     elif models.reference != OF_POLICY:
         raise UserError("models.reference: no shaping stage reads it; a kl_penalty would")
+    if needs_value:
+        _value(made, models.value, context)
+    elif models.value != OF_POLICY:
+        raise UserError("models.value: the algorithm has no value model")
     if models.reward is not None:
         _reward(made, models.reward, context)
     return made
@@ -116,9 +116,8 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
     """The model that a node names: a family's function with its sizes, your own, a folder, or a
     hub id."""
     name, given = resolve.split(node, where)
-    lora, param_dtype = given.pop("lora", None), given.pop("param_dtype", "float32")
-    if param_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"{where}.param_dtype: float32 or bfloat16, got {param_dtype!r}")
+    lora, param_dtype = given.pop("lora", None), _param_dtype(given, where)
+    given.pop("param_dtype", None)
     if is_function(name):
         architecture = resolve.call({"fn": name, **given}, families, context=context, where=where)
         if not isinstance(architecture, Architecture):
@@ -130,6 +129,13 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         found = pretrained(folder, **keywords)
         source = Source(found.architecture, found.folder, name, found.head)
     return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
+
+
+def _param_dtype(given: Mapping[str, Any], where: str) -> str:
+    dtype = given.get("param_dtype", MODEL_OPTIONS["param_dtype"])
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"{where}.param_dtype: float32 or bfloat16, got {dtype!r}")
+    return dtype
 
 
 def find_model_folder(name: str, where: str) -> Path:
@@ -203,7 +209,8 @@ def _reference(made: Networks, node: Node, context) -> None:
     policy = made.sources["policy"]
     if name == OF_POLICY:
         _only(given, ("param_dtype",), "models.reference")
-        source, start = policy._replace(**given, lora=None), "policy"
+        dtype = _param_dtype(given, "models.reference")
+        source, start = policy._replace(param_dtype=dtype, lora=None), "policy"
         if policy.lora is not None:
             if given:
                 raise UserError("models.reference: it is the base under the policy's adapters")
@@ -241,7 +248,7 @@ def _value(made: Networks, node: Node, context) -> None:
         source, start = policy, "policy"
         source = source._replace(
             lora=_lora(source, given.get("lora"), "models.value"),
-            param_dtype=given.get("param_dtype", "float32"),
+            param_dtype=_param_dtype(given, "models.value"),
         )
     else:
         source, start = read_source(node, "models.value", context), "value"
@@ -261,18 +268,25 @@ def _value(made: Networks, node: Node, context) -> None:
         )
         made.roles["value"] = Role(model, ("value",))
         return
-    base = "policy_base" if start == "policy" and policy.lora is not None else "value_base"
-    if base == "value_base":
-        axes = _trunk(source.model("value").axes)
+    base = _base_of_policy(made, dtype) if start == "policy" else None
+    if base is None:
+        base, axes = "value_base", _trunk(source.model("value").axes)
         made.trees[base] = Tree(False, axes, dtype, lambda starts, key: _trunk(starts[start]))
-    elif "param_dtype" in given:
-        raise UserError("models.value: it shares the base of the policy's adapters")
     axes, draw = _adapters(model)
     axes |= {"head": model.axes["head"]}
     made.trees["value"] = Tree(
         True, axes, "float32", lambda starts, key: draw(key) | head(starts, key)
     )
     made.roles["value"] = Role(model, (base, "value"))
+
+
+def _base_of_policy(made: Networks, dtype: str) -> str | None:
+    """The frozen tree that is the policy as it starts, if there is one of this type."""
+    for name in ("policy_base", "reference"):
+        is_policy = name not in made.sources  # a reference of its own has a source
+        if name in made.trees and is_policy and made.trees[name].dtype == dtype:
+            return name
+    return None
 
 
 def _reward(made: Networks, node: Node, context) -> None:

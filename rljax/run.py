@@ -177,7 +177,12 @@ class Run:
             key = jax.random.split(jax.random.key(self.config.seed))[0]
             if name != "policy":
                 key = jax.random.fold_in(key, list(self.built.networks.starts).index(name))
-            return jax.jit(start.model.init, out_shardings=shardings)(key)
+
+            def draw(key):
+                drawn = start.model.init(key)
+                return jax.tree.map(lambda x, as_: x.astype(as_.dtype), drawn, start.abstract)
+
+            return jax.jit(draw, out_shardings=shardings)(key)
         began = time.perf_counter()
         self.terminal.say("loading", f"loading: {name}, from {folder} …", role=name)
         with contextlib.closing(Weights(folder)) as weights:

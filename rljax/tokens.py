@@ -61,9 +61,14 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
 
     Returns: the reward model's own tokens, if they are others.
     """
-    foreign = None
+    foreign, policy = None, networks.sources["policy"]
     for role, source in networks.sources.items():
-        own = _own_tokenizer(role, source, tokenizer)
+        own = None if source.folder == policy.folder else _own_tokenizer(role, source, tokenizer)
+        if own is None and source.max_tokens is not None:
+            raise UserError(
+                f"models.{role}.max_tokens: it is of a model with tokens of its own, and this one "
+                "reads the policy's"
+            )
         if own is not None and role != "reward":
             raise UserError(f"models.{role}: the tokenizer of {source.folder} is not the policy's")
         rows, tokens = source.architecture.decoder.vocab_size, len(own or tokenizer)
@@ -86,7 +91,7 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
 
 def _own_tokenizer(role: str, source: Source, tokenizer) -> Any:
     """That of a role's folder, if it reads rows otherwise than the policy does."""
-    if role == "policy" or source.folder is None or not has_tokenizer(source.folder):
+    if source.folder is None or not has_tokenizer(source.folder):
         return None
     own = load_tokenizer(source.folder)
     other_template = own.chat_template not in (None, tokenizer.chat_template)

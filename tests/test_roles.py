@@ -191,6 +191,18 @@ def test_policy_and_value_share_one_base_under_their_adapters(folders):
     assert state.params["value"]["layers"]["attention"]["query"]["lora_a"].shape[-1] == 4
 
 
+def test_adapters_of_the_value_lie_over_the_reference_where_that_is_the_policy(folders):
+    lora = "models.value={fn: policy, lora: {rank: 2}}"
+    assert build(folders, lora).networks.roles["value"].trees == ("reference", "value")
+    own = build(folders, lora, f"models.reference={folders['reference']}")
+    assert own.networks.roles["value"].trees == ("value_base", "value")
+
+
+def test_another_tokenizer_may_be_named(folders):
+    built = build(folders, f"tokenizer={folders['foreign']}")
+    assert built.tokenizer.eos_token == "</s>"
+
+
 def test_a_base_may_be_bfloat16_and_adapters_are_not(folders):
     built = build(folders, LORA, "models.policy.param_dtype=bfloat16")
     (state, metrics) = train(built, steps=1)
@@ -328,6 +340,19 @@ def refused(capsys, *settings: str) -> str:
             "warm_start: it trains the whole policy",
         ),
         (["models.policy={policy}", "models.value={{fn: policy, rank: 3}}"], 'unknown key "rank"'),
+        (
+            ["models.policy={policy}", "models.reference={{fn: policy, param_dtype: int8}}"],
+            "models.reference.param_dtype: float32 or bfloat16, got 'int8'",
+        ),
+        (
+            [
+                "models.policy={policy}",
+                "models.reward={{fn: {reward}, max_tokens: 9}}",
+                "rewards.x=reward_model",
+            ],
+            "models.reward.max_tokens: it is of a model with tokens of its own",
+        ),
+        (["sampling.eos_ids=[0]", "tokenizer=character_tokenizer"], "cannot be an EOS id too"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(capsys, folders, settings, says):

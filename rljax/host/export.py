@@ -112,6 +112,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        shutil.rmtree(old, ignore_errors=True)
         if folder.is_dir():
             folder.rename(old)
         partial.rename(folder)

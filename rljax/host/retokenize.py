@@ -7,10 +7,8 @@ import jax
 import numpy as np
 
 from rljax.errors import UserError
-from rljax.host.data import NO_TOKEN, pad
+from rljax.host.data import NO_TOKEN, ROW, pad
 from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Rollout
-
-ROW = "row_index"  # of the data: the extras column that leads back to the prompt
 
 
 def make_retokenizer(

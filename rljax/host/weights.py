@@ -33,13 +33,12 @@ class Weights:
         """Raises ``UserError`` if there are no safetensors, or a file is damaged."""
         self.folder = folder
         names = self._file_names()
-        self._files, self._of = [], {}
+        self._of = {}
         for name in sorted(names):
             try:
                 file = safe_open(folder / name, "np")
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{folder / name} is damaged or missing: {error}") from error
-            self._files.append(file)
             self._of |= dict.fromkeys(file.keys(), file)
 
     def _file_names(self) -> set[str]:
@@ -56,7 +55,7 @@ class Weights:
         raise UserError(f"{self.folder} holds no {SINGLE} and no {INDEX}{hint}")
 
     def close(self) -> None:
-        self._files, self._of = [], {}
+        self._of = {}
 
     def names(self) -> set[str]:
         return set(self._of)

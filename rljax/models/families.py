@@ -22,6 +22,27 @@ from rljax.models.transformer import Attends, DecoderConfig
 __all__ = ["fresh", "llama"]
 
 EXTRA_KEYS = {"head_dim", "rope_theta", "rope_scaling"}  # which every config takes
+UNREAD_KEYS = {  # which change nothing here
+    "architectures",
+    "attention_dropout",
+    "chunk_size_feed_forward",
+    "dtype",
+    "embd_pdrop",
+    "id2label",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "output_hidden_states",
+    "output_router_logits",
+    "pretraining_tp",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "transformers_version",
+    "use_cache",
+}
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
@@ -64,7 +85,7 @@ def llama(
       mlp_width: by default 8/3 of the width, rounded up to a multiple of 64.
       tied: the embedding serves as the output head too.
       max_positions: the longest sequence that it may be asked for, in tokens.
-      dtype: of the arithmetic; the parameters stay float32.
+      dtype: of the arithmetic.
       remat: what the backward pass keeps, see ``DecoderConfig``.
     """
     kv_heads = heads if kv_heads is None else kv_heads
@@ -110,7 +131,8 @@ def fresh(
       dtype, remat: as for ``llama``.
     """
     check_family(model_type, "model_type")
-    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | EXTRA_KEYS
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    known = known - UNREAD_KEYS | EXTRA_KEYS
     for name in sizes:
         if name not in known:
             raise UserError(f'fresh: unknown key "{name}"; {nearest(name, known)}')
@@ -258,6 +280,8 @@ def _mixtral(hf, head_dim) -> dict[str, Any]:
 def _gemma(hf) -> dict[str, Any]:
     if hf.use_bidirectional_attention:
         raise UserError(f"{hf.model_type}: bidirectional attention is not supported")
+    if hf.query_pre_attn_scalar <= 0:
+        raise UserError(f"{hf.model_type}: query_pre_attn_scalar must be above 0")
     return {
         "qkv_bias": hf.attention_bias,
         "out_bias": hf.attention_bias,
@@ -295,6 +319,8 @@ def _olmo2(hf, head_dim) -> dict[str, Any]:
 
 
 def _smollm3(hf, head_dim) -> dict[str, Any]:
+    if len(hf.no_rope_layers) < hf.num_hidden_layers:
+        raise UserError("smollm3: no_rope_layers has fewer entries than there are layers")
     attends = tuple(
         kind if turned else Attends(no_rope(2 * len(kind.rope.frequencies)), kind.window)
         for kind, turned in zip(_by_layer_type(hf, head_dim), hf.no_rope_layers, strict=False)

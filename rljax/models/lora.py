@@ -60,7 +60,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def merge_lora(params: Params, lora: LoRA) -> Params:
-    """Every W + (alpha / rank)·A·B, and no adapters left.
+    """Every W + (alpha / rank)·A·B in float32, and no adapters left.
 
     Args:
       params: a decoder's tree, adapters included, its layers stacked.
@@ -72,9 +72,9 @@ def merge_lora(params: Params, lora: LoRA) -> Params:
     kernel, a, b = params["kernel"], params["lora_a"], params["lora_b"]
     layers, rank = a.shape[0], a.shape[-1]
     low = jnp.matmul(a.reshape(layers, -1, rank), b.reshape(layers, rank, -1))
-    merged = kernel + (lora.alpha / lora.rank * low).reshape(kernel.shape)
+    merged = kernel.astype(jnp.float32) + (lora.alpha / lora.rank * low).reshape(kernel.shape)
     rest = {k: v for k, v in params.items() if k not in ("kernel", "lora_a", "lora_b")}
-    return {"kernel": merged.astype(kernel.dtype), **rest}
+    return {"kernel": merged, **rest}
 
 
 def peft_config(lora: LoRA, config: DecoderConfig, model_type: str, base: str) -> dict[str, Any]:

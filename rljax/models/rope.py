@@ -45,8 +45,12 @@ def rope_from_hf(given: Mapping[str, Any], *, head_dim: int, max_positions: int)
     try:
         base = float(given["rope_theta"])
         frequencies, scale, limit = KINDS[kind](base, dims, given, max_positions)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f'rope_type "{kind}" needs the key {error}, which is missing') from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f'rope_type "{kind}": a value is no number: {error}') from error
     return Rope(tuple(frequencies.tolist()), scale, limit)
 
 

@@ -1,8 +1,8 @@
 """The decoder: Flax NNX modules, split at once into pure functions over a parameter tree.
 
 Layers are stacked and scanned, so that compile time does not grow with depth. Parameters are
-float32 and named by their logical axes; the arithmetic runs in ``config.dtype``. The families
-differ in their ``DecoderConfig`` alone.
+named by their logical axes, and drawn in float32; the arithmetic runs in ``config.dtype``. The
+families differ in their ``DecoderConfig`` alone.
 """
 
 import dataclasses
@@ -128,7 +128,8 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         square = jnp.mean(jnp.square(x32), axis=self.over, keepdims=True)
         normal = x32 * jax.lax.rsqrt(square + self.eps)
-        return (normal * (self.scale[...] + self.offset)).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (normal * scale).astype(x.dtype)
 
 
 class Attention(nnx.Module):

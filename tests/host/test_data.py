@@ -241,3 +241,9 @@ def test_batches_of_one_demonstration():
         rows, TOKENIZER, source="rows", batch_size=1, buckets=1, seed=0
     )
     assert batches[5].tokens.shape[0] == 1
+
+
+@pytest.mark.parametrize("name", ["row_index", "reward_tokens"])
+def test_the_names_of_the_hosts_own_columns_are_refused(name):
+    with pytest.raises(UserError, match=f'rows: a column cannot be called "{name}"'):
+        PromptTable([{"prompt": "1+1=", name: "2"}], TOKENIZER, source="rows", max_prompt_tokens=8)

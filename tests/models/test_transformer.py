@@ -7,7 +7,7 @@ import pytest
 
 from rljax.host.weights import gather
 from rljax.logprobs import token_logprobs, token_values
-from rljax.models import decoder, extend_cache, llama
+from rljax.models import decoder, extend_cache, fresh, llama
 from rljax.models.hf import tensors_of
 
 SHAPE = {"vocab_size": 13, "layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 24}
@@ -166,3 +166,27 @@ def test_values_are_of_the_state_before_the_token():
 def test_impossible_shapes_are_refused(wrong):
     with pytest.raises(ValueError, match=r"llama: .*must be"):
         llama(**(SHAPE | wrong))
+
+
+def test_a_frozen_bfloat16_model_computes_as_its_float32_copy():
+    """In float32 arithmetic; Gemma's 1 + scale included."""
+    architecture = fresh(
+        model_type="gemma2",
+        vocab_size=13,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    model = decoder(architecture.decoder)
+    keys = jax.random.split(jax.random.key(0), 2)
+    half = jax.tree.map(
+        lambda x: (x + 0.3 * jax.random.normal(keys[1], x.shape)).astype(jnp.bfloat16),
+        model.init(keys[0]),
+    )
+    whole = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    np.testing.assert_array_equal(
+        logits(half, TOKENS, MASK, model), logits(whole, TOKENS, MASK, model)
+    )
