@@ -106,7 +106,7 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
     _expect(algorithm, Algorithm, "algorithm")
     if algorithm.estimate is None:
         raise UserError("algorithm: one that samples is needed here, such as ppo")
-    shaper = _shaping(config, context)
+    shaper = make_shaper(config, context)
     score = _score(config, context)
 
     networks = make_networks(
@@ -325,7 +325,8 @@ def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: s
         raise UserError(f"{where}: {error}") from error
 
 
-def _shaping(config: Config, context) -> Transform:
+def make_shaper(config: Config, context: Mapping[str, Any]) -> Transform:
+    """The chain of a config's shaping stages, and one before them that measures lengths."""
     stages = {}
     for name, node in config.shaping_stages().items():
         stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from rljax import algorithms, resolve
-from rljax.build import context_of
-from rljax.config import OF_POLICY, Config, load_config, resolved
+from rljax.build import context_of, make_shaper
+from rljax.config import Config, load_config, resolved
 from rljax.errors import UserError
 from rljax.host.checkpoint import restore_trees
 from rljax.host.export import export_adapters, export_model, model_card
@@ -61,7 +61,7 @@ def export_run(
         config.models,
         context,
         needs_value=algorithm.needs_value,
-        needs_reference=config.models.reference != OF_POLICY,
+        needs_reference=make_shaper(config, context).needs_reference,
     )
     if role not in networks.roles:
         raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")

@@ -25,13 +25,17 @@ from rljax.trees import role_params
 POLICY = "models.policy={fn: llama, layers: 1, width: 16, heads: 2, mlp_width: 32}"
 SHORT = ["warm_start=null", "shaping=off", POLICY]
 ENDS = "sampling.eos_ids=[50, 2]"
+# The value's adapters lie over the frozen reference, which is the policy as it started.
+VALUE = ["models.value={fn: policy, lora: {rank: 2}}", "shaping={kl: kl_penalty}"]
+VALUE += ["shaping.kl.coef=0.01"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run on eight devices, of which the steps 2 and 4 are kept."""
     folder = tmp_path_factory.mktemp("export") / "run"
-    assert launch.main([*SETTINGS, *SHORT, ENDS, "checkpoint.keep=2", f"run_dir={folder}"]) == 0
+    settings = [*SETTINGS, *SHORT, *VALUE, ENDS, "checkpoint.keep=2"]
+    assert launch.main([*settings, f"run_dir={folder}"]) == 0
     return folder
 
 
@@ -106,11 +110,17 @@ def test_a_card_tells_the_last_evaluation_up_to_its_step(tmp_path):
     assert run_details(tmp_path, 4) == {"step": 4, "accuracy_greedy": "0.25"}
 
 
-def test_the_value_model_is_exported_with_its_head(run, exported):
+def test_the_value_model_is_exported_with_its_head_and_its_base(run, exported):
     folder = exported("--role", "value", role="value")
     value = saved(run, 4)["value"]
     np.testing.assert_array_equal(weights(folder)["score.weight"], np.asarray(value["head"]).T)
-    np.testing.assert_array_equal(weights(folder)["model.embed_tokens.weight"], value["embed"])
+    frozen = ocp.StandardCheckpointer().restore((run / "checkpoints" / "frozen").absolute())
+    base, down = frozen["reference"], value["layers"]["mlp"]["down"]
+    np.testing.assert_array_equal(weights(folder)["model.embed_tokens.weight"], base["embed"])
+    kernel = base["layers"]["mlp"]["down"]["kernel"][0] + 2 * down["lora_a"][0] @ down["lora_b"][0]
+    merged = weights(folder)["model.layers.0.mlp.down_proj.weight"]
+    np.testing.assert_allclose(merged, np.asarray(kernel).T, atol=1e-6)
+    assert (merged != np.asarray(base["layers"]["mlp"]["down"]["kernel"][0]).T).any()
     assert pretrained(folder).head == "value"
     assert "| role | value |" in (folder / "README.md").read_text()
 
@@ -125,7 +135,7 @@ def test_weights_of_another_dtype(run, exported):
 def test_what_the_run_does_not_have_is_refused(run, tmp_path, capsys):
     to = tmp_path / "to"
     said = refused(capsys, run, "--to", to, "--role", "reward")
-    assert "--role reward: the run has policy, value" in said
+    assert "--role reward: the run has policy, reference, value" in said
     said = refused(capsys, run, "--to", to, "--step", 3)
     assert f"{run / 'checkpoints'} holds no step 3; there are 2, 4" in said
     assert "--merge" in refused(capsys, run, "--to", to, "--merge")  # there are no adapters

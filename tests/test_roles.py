@@ -231,11 +231,9 @@ def test_a_value_head_on_the_shared_trunk(folders):
 
 
 @pytest.mark.parametrize(
-    "setting", ["", LORA, "models.value=shared"], ids=["full", "lora", "shared"]
+    "settings", [[], ["models.policy.lora.rank=2", "models.value=shared"]], ids=["full", "adapters"]
 )
-def test_experts_train_on_eight_devices_as_on_one(folders, setting):
-    settings = [setting] if setting else []
-    settings = ["models.policy.lora={rank: 2}" if s is LORA else s for s in settings]
+def test_experts_train_on_eight_devices_as_on_one(folders, settings):
     one = train(build(folders, *settings, policy="experts"))
     mesh = "mesh={data: 2, fsdp: 2, tensor: 2}"
     eight = train(build(folders, *settings, mesh, policy="experts", devices=8))
