@@ -162,6 +162,8 @@ def resolved(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
 
     tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
+    if isinstance(config.tokenizer, str) and Path(config.tokenizer).expanduser().is_dir():
+        tree["tokenizer"] = str(Path(config.tokenizer).expanduser().resolve())
     tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
     tree["update"] = resolve.defaults(make_update) | config.update
     tree["models"] = {
@@ -197,6 +199,8 @@ def _explicit_model(node: Node, where: str) -> Node:
         given["lora"] = resolve.defaults(make_lora) | given["lora"]
     if name in (OF_POLICY, SHARED):
         return {"fn": name, **given} if given else name
+    if Path(name).expanduser().is_dir():  # so that the run is found from anywhere
+        name = str(Path(name).expanduser().resolve())
     if is_function(name):
         return MODEL_OPTIONS | resolve.explicit({"fn": name, **given}, families, where)
     return {"fn": name, **resolve.defaults(pretrained), **MODEL_OPTIONS, **given}

@@ -125,8 +125,14 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         source = Source(architecture)
     else:
         folder = find_model_folder(name, where)
+        _only(given, tuple(resolve.defaults(pretrained)), where, *MODEL_OPTIONS)
         keywords = resolve.arguments(pretrained, given, context={}, where=where, open_positionals=1)
-        found = pretrained(folder, **keywords)
+        try:
+            found = pretrained(folder, **keywords)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        local = Path(name).expanduser().is_dir()
+        name = str(folder.resolve()) if local else name
         source = Source(found.architecture, found.folder, name, found.head)
     return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
 
@@ -141,7 +147,8 @@ def _param_dtype(given: Mapping[str, Any], where: str) -> str:
 def find_model_folder(name: str, where: str) -> Path:
     """A local folder, or the local copy of a hub id. Raises ``UserError`` if there is neither."""
     if "/" not in name and not Path(name).is_dir():
-        hint = nearest(name, families.__all__)
+        words = {"models.value": (OF_POLICY, SHARED), "models.reference": (OF_POLICY,)}
+        hint = nearest(name, [*families.__all__, *words.get(where, ())])
         raise UserError(f'{where}: "{name}" is no folder here, no hub id, and no function; {hint}')
     return find_folder(name, where)
 
@@ -150,11 +157,14 @@ def _lora(source: Source, given: Any, where: str) -> LoRA | None:
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        raise UserError(f"{where}.lora: expected keys such as rank, got {given!r}")
+        raise UserError(f"{where}.lora: expected keys, such as {{rank: 16}}, got {given!r}")
     keywords = resolve.arguments(
         make_lora, given, context={}, where=f"{where}.lora", open_positionals=2
     )
-    return make_lora(source.architecture.decoder, source.architecture.hf.model_type, **keywords)
+    try:
+        return make_lora(source.architecture.decoder, source.architecture.hf.model_type, **keywords)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def _start(made: Networks, name: str, source: Source, head: Head, dtype: str) -> None:
@@ -218,8 +228,10 @@ def _reference(made: Networks, node: Node, context) -> None:
             return
     else:
         source, start = read_source(node, "models.reference", context), "reference"
-        if source.head != "lm" or source.lora is not None:
-            raise UserError("models.reference: a language model without adapters is needed")
+        if source.lora is not None:
+            raise UserError("models.reference: it is never trained, so that it takes no lora")
+        if source.head != "lm":
+            raise UserError(f"models.reference: {name} has no language-model head")
         _start(made, "reference", source, "lm", source.param_dtype)
         made.sources["reference"] = source
     model = source.model("lm")
@@ -296,8 +308,11 @@ def _reward(made: Networks, node: Node, context) -> None:
         raise UserError(f"models.reward.max_tokens: a number above 0 is needed, got {max_tokens!r}")
     source = read_source({"fn": name, **given}, "models.reward", context)
     source = source._replace(max_tokens=max_tokens)
-    if source.head != "value" or source.lora is not None:
-        raise UserError("models.reward: a folder with a scalar head, without adapters, is needed")
+    if source.lora is not None:
+        raise UserError("models.reward: it is never trained, so that it takes no lora")
+    if source.head != "value":
+        (kind, *_) = source.architecture.hf.architectures
+        raise UserError(f"models.reward: {name} is a {kind}; one with a scalar head is needed")
     _start(made, "reward", source, "value", source.param_dtype)
     made.sources["reward"] = source
     model = source.model("value")
@@ -307,7 +322,10 @@ def _reward(made: Networks, node: Node, context) -> None:
     made.roles["reward"] = Role(model, ("reward",))
 
 
-def _only(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _only(given: Mapping[str, Any], known: tuple[str, ...], where: str, *taken: str) -> None:
+    """Refuses other keys than ``known``; those ``taken`` already are named as valid too."""
     for name in given:
         if name not in known:
-            raise UserError(f'{where}: unknown key "{name}"; {nearest(name, known)}')
+            valid = [*known, *taken]
+            hint = nearest(name, valid) if valid else "it takes none"
+            raise UserError(f'{where}: unknown key "{name}"; {hint}')

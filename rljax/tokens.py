@@ -63,7 +63,13 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
     """
     foreign, policy = None, networks.sources["policy"]
     for role, source in networks.sources.items():
-        own = None if source.folder == policy.folder else _own_tokenizer(role, source, tokenizer)
+        of_policy = role != "policy" and source.folder == policy.folder
+        own = None if of_policy else _own_tokenizer(role, source, tokenizer)
+        if own is not None and role == "policy":
+            raise UserError(
+                f"tokenizer: it is not that of models.policy, {source.folder}, whose tokens it "
+                "would confuse; leave it out (tokenizer: null)"
+            )
         if own is None and source.max_tokens is not None:
             raise UserError(
                 f"models.{role}.max_tokens: it is of a model with tokens of its own, and this one "

@@ -198,11 +198,6 @@ def test_adapters_of_the_value_lie_over_the_reference_where_that_is_the_policy(f
     assert own.networks.roles["value"].trees == ("value_base", "value")
 
 
-def test_another_tokenizer_may_be_named(folders):
-    built = build(folders, f"tokenizer={folders['foreign']}")
-    assert built.tokenizer.eos_token == "</s>"
-
-
 def test_a_base_may_be_bfloat16_and_adapters_are_not(folders):
     built = build(folders, LORA, "models.policy.param_dtype=bfloat16")
     (state, metrics) = train(built, steps=1)
@@ -322,10 +317,16 @@ def refused(capsys, *settings: str) -> str:
         (["models.policy={policy}", "models.policy.remat=all"], "models.policy.remat"),
         (["models.policy={policy}", "models.policy.param_dtype=bfloat16"], "trained is float32"),
         (["models.policy={policy}", "models.value={foreign}"], "is not the policy's"),
+        (["models.policy={policy}", "tokenizer={foreign}"], "tokenizer: it is not that of models"),
+        (
+            ["models.policy={policy}", "models.policy.laro=1"],
+            'unknown key "laro"; (valid: dtype, lora,',
+        ),
+        (["models.policy={policy}", "models.value=shraed"], 'did you mean "shared"?'),
         (["models.policy={policy}", "models.reward={reward}"], "none of the rewards is a"),
         (
             ["models.policy={policy}", "models.reward={value}", "rewards.x=reward_model"],
-            "models.reward: a folder with a scalar head",
+            "is a LlamaForCausalLM; one with a scalar head is needed",
         ),
         (["models.policy={policy}", "rewards.x=reward_model"], "models.reward names no model"),
         (["models.policy={policy}", "models.reference={value}", "shaping=off"], "no shaping stage"),

@@ -63,7 +63,10 @@ def encode_prompts(
         bos = first if first == [tokenizer.bos_token_id] else []
         return [bos + ids for ids in encode_text(rows, "prompt", tokenizer, source)]
     if tokenizer.chat_template is None:
-        raise UserError(f"{source}: prompts are chat messages, but the tokenizer has no template")
+        raise UserError(
+            f"{source}: prompts are chat messages, but the tokenizer has no chat template; put a "
+            "chat_template.jinja into its folder, or give prompts as text"
+        )
     encoded = []
     for number, row in enumerate(rows, start=1):
         if not _is_chat(row.get("prompt")):
@@ -136,14 +139,15 @@ class PromptTable:
     ):
         """Raises ``UserError`` for a row without a prompt, or with one that is too long."""
         ids = encode_prompts(rows, tokenizer, source, chat_template)
-        for number, prompt in enumerate(ids, start=1):
-            if len(prompt) > max_prompt_tokens:
-                raise UserError(
-                    f"{source}: row {number}: the prompt has {len(prompt)} tokens, more than "
-                    f"data.max_prompt_tokens={max_prompt_tokens}"
-                )
-        self.tokens = pad(ids, max_prompt_tokens, tokenizer.pad_token_id, left=True)
         lengths = np.array([len(prompt) for prompt in ids])
+        if (over := lengths > max_prompt_tokens).any():
+            first = int(np.argmax(over))
+            raise UserError(
+                f"{source}: row {first + 1}: the prompt has {lengths[first]} tokens, more than "
+                f"data.max_prompt_tokens={max_prompt_tokens}; so have {over.sum()} of {len(ids)} "
+                f"rows, and the longest has {lengths.max()}"
+            )
+        self.tokens = pad(ids, max_prompt_tokens, tokenizer.pad_token_id, left=True)
         self.mask = np.arange(max_prompt_tokens) >= max_prompt_tokens - lengths[:, None]
         names = [name for name in rows[0] if name != "prompt"]
         for name in RESERVED.intersection(names):

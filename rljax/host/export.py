@@ -106,7 +106,9 @@ def _whole(folder: Path) -> Iterator[Path]:
     makes way for it."""
     folder = folder.resolve()
     if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
-        raise UserError(f"cannot export to {folder}: it holds something else than an export")
+        raise UserError(
+            f"cannot export to {folder}: it holds something else than an export; name a new one"
+        )
     partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -59,6 +59,10 @@ def pretrained(
 
     Raises ``UserError`` if it holds no config, or its architecture is not supported.
     """
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} holds adapters without their base; merge them, as by rljax export --merge"
+        )
     given = read_json(folder / "config.json")
     check_family(given.get("model_type"), str(folder))
     try:
@@ -104,7 +108,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises ``UserError`` if there is none, or it cannot be read.
     """
     if not has_tokenizer(folder):
-        raise UserError(f"{folder} holds no tokenizer")
+        raise UserError(f"{folder} holds no tokenizer; name a folder that does, as tokenizer: …")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # it reads the model's config too, and raises what that does
