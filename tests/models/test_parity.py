@@ -1,5 +1,7 @@
 """Every family against transformers' own model: logits, greedy tokens, weights there and back."""
 
+import copy
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as WITH_SCORE,
 )
 
+from rljax.host.export import export_adapters
 from rljax.host.weights import INDEX, export_tensors
+from rljax.models import Architecture, decoder
+from rljax.models.lora import is_adapter, make_lora, merge_lora
+from rljax.tasks import character_tokenizer
+from rljax.trees import overlay, select
 
 TOKENS, MASK = batch()
 FIRST = {ZOO[name][0]: name for name in reversed(ZOO)}  # the first case of each family
@@ -56,6 +63,31 @@ def assert_loads(folder, theirs, ours: Imported):
 
 def test_the_export_loads_bitwise(case, tmp_path):
     assert_loads(tmp_path, case.theirs, case.ours)
+
+
+def test_adapters_merged_and_in_peft(case, tmp_path):
+    """Ours beside the base, merged in transformers, and as PEFT reads them: one function."""
+    peft = pytest.importorskip("peft")
+    _, config, _, tensors, base = case.ours
+    lora = make_lora(config, case.ours.hf.model_type, rank=2)
+    model = decoder(dataclasses.replace(config, lora=lora))
+    draw = np.random.default_rng(0)
+    shapes = select(jax.eval_shape(model.init, jax.random.key(0)), is_adapter)
+    adapters = jax.tree.map(lambda x: draw.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    params = overlay(base, adapters)
+    adapted = quick_jit(lambda p: model.head(p, model.apply(p, TOKENS, MASK)))(params)
+
+    merged, apart = tmp_path / "merged", tmp_path / "apart"
+    merged.mkdir()
+    export_tensors(merged, tensors, merge_lora(params, lora), "float32")
+    case.ours.hf.save_pretrained(merged)
+    theirs = type(case.theirs).from_pretrained(merged, attn_implementation="eager").eval()
+    assert_close(adapted, compute(theirs, TOKENS, MASK), MASK)
+
+    architecture, tokenizer = Architecture(config, case.ours.hf), character_tokenizer()
+    export_adapters(apart, adapters, architecture, lora, tokenizer, base="base", card="")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(case.theirs), apart).eval()
+    assert_close(adapted, compute(theirs, TOKENS, MASK), MASK)
 
 
 @pytest.mark.parametrize("name", [name for family, name in FIRST.items() if family in WITH_SCORE])
