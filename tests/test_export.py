@@ -114,7 +114,9 @@ def test_the_value_model_is_exported_with_its_head_and_its_base(run, exported):
     folder = exported("--role", "value", role="value")
     value = saved(run, 4)["value"]
     np.testing.assert_array_equal(weights(folder)["score.weight"], np.asarray(value["head"]).T)
-    frozen = ocp.StandardCheckpointer().restore((run / "checkpoints" / "frozen").absolute())
+    frozen = ocp.StandardCheckpointer().restore(
+        (run / "checkpoints" / "frozen" / "state").absolute()
+    )
     base, down = frozen["reference"], value["layers"]["mlp"]["down"]
     np.testing.assert_array_equal(weights(folder)["model.embed_tokens.weight"], base["embed"])
     kernel = base["layers"]["mlp"]["down"]["kernel"][0] + 2 * down["lora_a"][0] @ down["lora_b"][0]

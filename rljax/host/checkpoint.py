@@ -25,7 +25,8 @@ class Checkpoints:
         """Saves every ``every_steps`` steps and keeps the newest ``keep``."""
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self._every_steps = folder, every_steps
-        self._frozen = folder.absolute() / FROZEN
+        # In a folder of its own: in its own one the manager removes what it takes for unfinished.
+        self._frozen = folder.absolute() / FROZEN / STATE
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers={
@@ -92,6 +93,7 @@ class Checkpoints:
 
     def _save_frozen(self, frozen: dict[str, PyTree]) -> None:
         if frozen:
+            self._frozen.parent.mkdir(exist_ok=True)
             with ocp.StandardCheckpointer() as files:
                 files.save(self._frozen, frozen, force=True)
 
@@ -136,7 +138,7 @@ def restore_trees(
     if params := abstract["params"]:
         trees |= _restore_part(folder / str(step) / STATE, {"params": params})["params"]
     if frozen := abstract["frozen"]:
-        trees |= _restore_part(folder / FROZEN, frozen)
+        trees |= _restore_part(folder / FROZEN / STATE, frozen)
     return step, trees
 
 
