@@ -61,10 +61,9 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
 
     Returns: the reward model's own tokens, if they are others.
     """
-    foreign, policy = None, networks.sources["policy"]
-    for role, source in networks.sources.items():
-        of_policy = role != "policy" and source.folder == policy.folder
-        own = None if of_policy else _own_tokenizer(role, source, tokenizer)
+    foreign = None
+    for role, source in networks.sources.items():  # the policy first
+        own = _own_tokenizer(role, source, tokenizer)
         if own is not None and role == "policy":
             raise UserError(
                 f"tokenizer: it is not that of models.policy, {source.folder}, whose tokens it "

@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face folder, which transformers and vLLM load as it is."""
+"""A trained model as a Hugging Face folder, which transformers loads as it is."""
 
 import contextlib
 import copy
