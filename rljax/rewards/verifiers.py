@@ -1,7 +1,7 @@
-"""Verifiable rewards: pure functions of a rollout, compiled into the step."""
+"""Verifiable rewards: a response's tokens against those of the row's answer."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rljax.errors import UserError
 from rljax.types import Rollout
@@ -25,11 +25,7 @@ def answer_match(
     marker_ids = tokenizer.encode(marker, add_special_tokens=False)
     if len(marker_ids) != 1:
         raise UserError(f'answer_match: marker "{marker}" must be one token, is {marker_ids}')
-    if column not in rollout.extras:
-        raise UserError(f'answer_match: the data has no column "{column}"')
-    answer = rollout.extras[column]
-    if answer.ndim != 2:
-        raise UserError(f'answer_match: the data column "{column}" must be text')
+    answer = _text_column(rollout, column, "answer_match")
     width = rollout.tokens.shape[-1]
     columns = jnp.arange(width)
 
@@ -43,3 +39,41 @@ def answer_match(
     same = (jnp.take_along_axis(rollout.tokens, at, axis=-1) == answer) | (answer < 0)
     correct = (start >= 0) & same.all(axis=-1) & ends_there & ~rollout.truncated
     return correct.astype(jnp.float32)
+
+
+def exact_match(rollout: Rollout, *, column: str = "answer") -> Float[Array, " B"]:
+    """1 if the response is exactly the row's answer and the EOS, else 0.
+
+    Tokens are compared, not text: a tokenizer that writes a first word otherwise than the words
+    after it (a leading space) wants the answer as it follows the prompt. A response that the budget
+    cut off earns 0.
+
+    Args:
+      column: the data column with the answer.
+
+    Raises:
+      UserError: the data has no such column of text.
+    """
+    answer = _text_column(rollout, column, "exact_match")
+    answer_tokens = (answer >= 0).sum(axis=-1)
+    place = jnp.cumsum(rollout.action_mask, axis=-1) - 1  # of a column's token in the response
+    at = jnp.clip(place, 0, answer.shape[-1] - 1)
+    same = rollout.tokens == jnp.take_along_axis(answer, at, axis=-1)
+    of_answer = rollout.action_mask & (place < answer_tokens[:, None])
+    ends_there = rollout.lengths == answer_tokens + 1
+    correct = (same | ~of_answer).all(axis=-1) & ends_there & ~rollout.truncated
+    return correct.astype(jnp.float32)
+
+
+def data_column(rollout: Rollout, column: str, reward: str) -> Array:
+    """A column of the data. Raises ``UserError`` in the name of ``reward`` if there is none."""
+    if column not in rollout.extras:
+        raise UserError(f'{reward}: the data has no column "{column}"')
+    return rollout.extras[column]
+
+
+def _text_column(rollout: Rollout, column: str, reward: str) -> Int[Array, "B A"]:
+    answer = data_column(rollout, column, reward)
+    if answer.ndim != 2:
+        raise UserError(f'{reward}: the data column "{column}" must be text')
+    return answer
