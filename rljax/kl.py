@@ -1,9 +1,14 @@
 """Estimates of KL(p ‖ q) from tokens that p drew (http://joschu.net/blog/kl-approx.html)."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rljax.errors import UserError, nearest
+
+Estimator = Callable[[Array, Array], Array]  # (log p, log q) -> an estimate for each token
 
 
 def k1(logp: Float[Array, "*n"], logq: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -23,11 +28,24 @@ def k3(logp: Float[Array, "*n"], logq: Float[Array, "*n"]) -> Float[Array, "*n"]
     return jnp.clip(jnp.exp(negative) - negative - 1.0, -10.0, 10.0)
 
 
+def straight_through(estimate: Estimator) -> Estimator:
+    """The estimate's value with the gradient of k2, which is the KL's own on average."""
+
+    def estimate_through(logp, logq):
+        square = k2(logp, logq)
+        return square + jax.lax.stop_gradient(estimate(logp, logq) - square)
+
+    return estimate_through
+
+
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+LOSS_ESTIMATORS = ESTIMATORS | {"k1+": straight_through(k1), "k3+": straight_through(k3)}
 
 
-def kl_estimator(name: str):
-    """The estimator of a name: k1, k2 or k3."""
-    if name not in ESTIMATORS:
-        raise UserError(f'unknown KL estimator "{name}"; {nearest(name, ESTIMATORS)}')
-    return ESTIMATORS[name]
+def kl_estimator(name: str, *, in_loss: bool = False) -> Estimator:
+    """The estimator of a name: k1, k2 or k3, and in a loss k1+ or k3+, as verl calls those whose
+    gradient goes straight through to k2's."""
+    known = LOSS_ESTIMATORS if in_loss else ESTIMATORS
+    if name not in known:
+        raise UserError(f'unknown KL estimator "{name}"; {nearest(name, known)}')
+    return known[name]

@@ -7,6 +7,7 @@ log π(tokens[t] | tokens[<t]), and ``values[:, t]`` is V of the state *before* 
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,17 @@ Params = Any  # a tree of arrays
 State = Any  # a tree of arrays that a stateful transform carries in the TrainState
 Metrics = dict[str, Array]  # scalars; they stay on the device until they are logged
 
+# The column of a rollout's extras that leads back to the data: the row that the prompt came from,
+# or UNSEEN where the prompt is no training data.
+ROW, UNSEEN = "row_index", -1
+
 # Columns that the host adds to a rollout's extras where the reward model has tokens of its own:
 # every row in these, −1 padded, and whether its beginning was cut off.
 REWARD_TOKENS, REWARD_CROPPED = "reward_tokens", "reward_tokens_cropped"
+
+# Prefix of the columns that the host adds for rewards in Python: a score for each response; NaN
+# where the reward failed, −inf where it says that it does not apply.
+PYTHON_REWARD = "python_reward/"
 
 
 @struct.dataclass
@@ -44,6 +53,7 @@ class Rollout:
     action_mask: Bool[Array, "B T"]  # tokens the policy chose, EOS included
     logprobs: Float[Array, "B T"]  # of the sampling policy, 0 outside the action mask
     truncated: Bool[Array, " B"]  # the budget ended it, not EOS
+    greedy: Bool[Array, " B"]  # took the most probable tokens: a yardstick, not to be learned from
     group: Int[Array, " B"]  # index of the row's prompt
     extras: dict[str, Array]  # the prompts' extras, one row per response
     ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
@@ -58,12 +68,18 @@ class Rollout:
 
 @struct.dataclass
 class Rewards:
-    """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays as it is."""
+    """What a rollout earned. Shaping changes ``response`` and ``token``; ``raw`` stays as it is.
+
+    A stage that leaves rows out, of the loss and of the statistics of their group and batch, does
+    so in ``counted``.
+    """
 
     raw: Float[Array, " B"]  # the task's own reward
     correct: Bool[Array, " B"]  # whether the first of the task's rewards is above one half
+    counted: Bool[Array, " B"]  # is learned from
     response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token
     token: Float[Array, "B T"]  # what is earned token by token, such as a KL penalty
+    kl_coef: Float[Array, " B"] | None = None  # price of the KL to the reference, in the loss
 
     @property
     def shaped(self) -> Float[Array, " B"]:
@@ -80,11 +96,15 @@ class Experience:
     mask: Bool[Array, "B T"]
     action_mask: Bool[Array, "B T"]  # the tokens that the loss is over
     logprobs: Float[Array, "B T"] | None = None  # of the policy before the update
+    ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
+    kl_coef: Float[Array, " B"] | None = None  # price of the KL to the reference
+    importance: Float[Array, "B T"] | None = None  # weight of a token that another policy drew
     values: Float[Array, "B T"] | None = None  # of the value model before the update
     advantages: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None
     loss_weights: Float[Array, "B T"] | None = None  # a loss is Σ weight · token loss
     mean_weights: Float[Array, "B T"] | None = None  # a token mean is Σ weight · x
+    marked: Bool[Array, "B T"] | None = None  # tokens that the loss treats apart
 
 
 @struct.dataclass
@@ -162,12 +182,23 @@ class Outputs(NamedTuple):
     values: Float[Array, "B T"] | None = None
 
 
+class Scored(NamedTuple):
+    """What the task says of a rollout."""
+
+    raw: Float[Array, " B"]
+    correct: Bool[Array, " B"]
+    counted: Bool[Array, " B"]  # False where a reward failed
+    metrics: Metrics
+
+
 Optimizers = Mapping[str, optax.GradientTransformation]  # one for each trained role
 Reward = Callable[[Rollout], Array]  # -> [B], compiled into the step
-Score = Callable[[Rollout], tuple[Array, Array, Metrics]]  # -> raw [B], correct [B], metrics
+Score = Callable[[Rollout], Scored]
 Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
+PolicyLoss = Callable[[Array, Experience], tuple[Array, dict[str, Array]]]  # -> [B, T], stats
 Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
 Weigh = Callable[[Array], Array]  # action mask -> the weight of each token in the loss
+Mark = Callable[[Experience, PRNGKeyArray], Array]  # a whole minibatch -> its marked tokens
 
 
 class Algorithm(NamedTuple):
@@ -176,4 +207,10 @@ class Algorithm(NamedTuple):
     estimate: Estimate | None  # None: learns from rows that are given, offline
     loss: Loss
     weigh: Weigh
-    needs_value: bool  # trains a value model beside the policy
+    mark: Mark | None = None
+    shaping: Mapping[str, Transform] = MappingProxyType({})  # stages before those of the config
+    filters: Mapping[str, Transform] = MappingProxyType({})  # and behind them
+    refill_rounds: int = 1  # of sampling, until enough groups have something to teach
+    needs_value: bool = False  # trains a value model beside the policy
+    needs_groups: bool = False  # compares the responses to one prompt
+    needs_greedy: bool = False  # compares them with the prompt's greedy response

@@ -25,6 +25,7 @@ def make_rollout(lengths, *, prompt=2, budget=6, truncated=None, extras=None, **
         "action_mask": jnp.asarray(action_mask),
         "logprobs": jnp.zeros(mask.shape),
         "truncated": jnp.asarray([False] * rows if truncated is None else truncated),
+        "greedy": jnp.zeros(rows, bool),
         "group": jnp.arange(rows),
         "extras": extras or {},
     }
@@ -34,7 +35,13 @@ def make_rollout(lengths, *, prompt=2, budget=6, truncated=None, extras=None, **
 def make_rewards(rollout: Rollout, raw) -> Rewards:
     """Rewards as the task gave them, before any shaping."""
     raw = jnp.asarray(raw, jnp.float32)
-    return Rewards(raw=raw, correct=raw > 0.5, response=raw, token=jnp.zeros(rollout.tokens.shape))
+    return Rewards(
+        raw=raw,
+        correct=raw > 0.5,
+        counted=~rollout.greedy,
+        response=raw,
+        token=jnp.zeros(rollout.tokens.shape),
+    )
 
 
 def pad_columns(x, left: int, right: int, value=0):

@@ -1,16 +1,17 @@
 """Controllers: coefficients that adapt to what a run measures, their state in the TrainState.
 
-Wherever shaping takes a coefficient, a plain number or a controller will do.
+``length_band``, ``kl_penalty`` and an algorithm's ``kl_coef`` take one in place of a number.
 """
 
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rljax.errors import UserError
-from rljax.types import Controller
+from rljax.types import Controller, State
 
 
 class Adaptive(NamedTuple):
@@ -81,6 +82,14 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
         )
 
     return Controller(init, lambda state: state.value, update)
+
+
+def follow(
+    control: Controller, state: State, measured: Float[Array, ""], counted: Bool[Array, " B"]
+) -> State:
+    """The controller's state after a batch; as it was if no response of it counted."""
+    moved = control.update(state, measured, len(counted))
+    return jax.tree.map(lambda new, old: jnp.where(counted.any(), new, old), moved, state)
 
 
 def as_controller(coefficient: float | Controller) -> Controller:

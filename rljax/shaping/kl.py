@@ -1,11 +1,11 @@
-"""Distance from the reference policy, as a price on every token."""
+"""Distance from the reference policy, priced in the reward or in the loss."""
 
 import jax.numpy as jnp
 
-from rljax.kl import kl_estimator
+from rljax.kl import Estimator, kl_estimator
 from rljax.masked import masked_mean
-from rljax.shaping.control import as_controller
-from rljax.types import Controller, Rollout, State, Transform
+from rljax.shaping.control import as_controller, follow
+from rljax.types import Controller, Rewards, Rollout, State, Transform
 
 
 def kl_penalty(coef: float | Controller = 0.001, *, estimator: str = "k1") -> Transform:
@@ -19,12 +19,33 @@ def kl_penalty(coef: float | Controller = 0.001, *, estimator: str = "k1") -> Tr
     estimate = kl_estimator(estimator)
 
     def apply(rewards, state: State, rollout: Rollout):
-        mask = rollout.action_mask
-        kl = jnp.where(mask, estimate(rollout.logprobs, rollout.ref_logprobs), 0.0)
-        per_response = masked_mean(kl, mask, axis=-1)
-        has_tokens = mask.any(axis=-1)
-        measured = masked_mean(per_response, has_tokens)
+        kl, measured = _measure(estimate, rewards, rollout)
         shaped = rewards.replace(token=rewards.token - control.value(state) * kl)
-        return shaped, control.update(state, measured, mask.shape[0]), {"reference_kl": measured}
+        return shaped, follow(control, state, measured, rewards.counted), {"reference_kl": measured}
 
     return Transform(control.init, apply, needs_reference=True)
+
+
+def kl_in_loss(coef: float | Controller, *, estimator: str = "k3") -> Transform:
+    """Leaves the rewards as they are, and hands ``coef`` to the loss, which adds coef · KL.
+
+    It is a stage of an algorithm (``kl_coef``), where a controller's state has its place; the
+    algorithm's loss takes the estimate. Metric: ``reference_kl``, as of ``kl_penalty``.
+    """
+    control = as_controller(coef)
+    estimate = kl_estimator(estimator, in_loss=True)
+
+    def apply(rewards, state: State, rollout: Rollout):
+        kl, measured = _measure(estimate, rewards, rollout)
+        priced = rewards.replace(kl_coef=jnp.full(len(kl), control.value(state)))
+        return priced, follow(control, state, measured, rewards.counted), {"reference_kl": measured}
+
+    return Transform(control.init, apply, needs_reference=True)
+
+
+def _measure(estimate: Estimator, rewards: Rewards, rollout: Rollout):
+    """The estimate at each token, and the mean over responses of its mean per token."""
+    mask = rollout.action_mask
+    kl = jnp.where(mask, estimate(rollout.logprobs, rollout.ref_logprobs), 0.0)
+    per_response = masked_mean(kl, mask, axis=-1)
+    return kl, masked_mean(per_response, mask.any(axis=-1) & rewards.counted)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from rljax.errors import UserError
 from rljax.masked import masked_mean
-from rljax.shaping.control import as_controller
+from rljax.shaping.control import as_controller, follow
 from rljax.shaping.scale import RunningScale, bound_to_reward, init_scale
 from rljax.types import Controller, Rollout, State, Transform
 
@@ -50,11 +50,12 @@ def length_band(
     scale_tokens: float | None = None,
     cap: float | None = 1.0,
     relative_to_reward: float | None = None,
+    correct_only: bool = False,
 ) -> Transform:
     """Subtracts weight · min((d / scale_tokens)², cap), d the tokens outside [min, max].
 
-    Continuous at the band's edges and 0 inside. It is additive: with weight · cap below the
-    difference between a correct and a wrong reward, correct beats wrong at any length.
+    Continuous at the band's edges and 0 inside. Correct beats wrong at any length, as for any
+    weight · cap below the difference between their rewards.
 
     Args:
       weight: in units of the reward; a number, or a controller that is told by how many tokens
@@ -65,6 +66,7 @@ def length_band(
       cap: the most that a response can pay, in units of ``weight``; None for no bound.
       relative_to_reward: if given, a batch's mean penalty is held to this share of the reward's
         magnitude, of which a running estimate is kept.
+      correct_only: spare the wrong ones.
 
     Returns metrics ``length_penalty_mean`` and ``length_overlong_tokens``, the excess of the mean.
     """
@@ -88,24 +90,28 @@ def length_band(
         return BandState(weight_control.init(), max_control.init(), scale)
 
     def apply(rewards, state: BandState, rollout: Rollout):
-        lengths = rollout.lengths
+        lengths, counted = rollout.lengths, rewards.counted
         highest = jnp.maximum(max_control.value(state.max_tokens), min_tokens)
         squared = jnp.square(band_distance(lengths, min_tokens, highest) / scale)
         bounded = squared if cap is None else jnp.minimum(squared, cap)
         penalty = weight_control.value(state.weight) * bounded
+        if correct_only:
+            penalty = jnp.where(rewards.correct, penalty, 0.0)
         reward_scale = state.reward_scale
         if relative_to_reward is not None:
             penalty, reward_scale = bound_to_reward(
-                penalty, rewards.raw, reward_scale, share=relative_to_reward
+                penalty, rewards.raw, counted, reward_scale, share=relative_to_reward
             )
-        excess = lengths.mean() - configured_max
-        rows = lengths.shape[0]
+        excess = masked_mean(lengths.astype(jnp.float32), counted) - configured_max
         new_state = BandState(
-            weight_control.update(state.weight, excess, rows),
-            max_control.update(state.max_tokens, excess, rows),
+            follow(weight_control, state.weight, excess, counted),
+            follow(max_control, state.max_tokens, excess, counted),
             reward_scale,
         )
-        metrics = {"length_penalty_mean": penalty.mean(), "length_overlong_tokens": excess}
+        metrics = {
+            "length_penalty_mean": masked_mean(penalty, counted),
+            "length_overlong_tokens": excess,
+        }
         return rewards.replace(response=rewards.response - penalty), new_state, metrics
 
     return Transform(init, apply)
@@ -120,15 +126,19 @@ def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
     check_band(min_tokens, max_tokens)
 
     def apply(rewards, state: State, rollout: Rollout):
-        lengths = rollout.lengths.astype(jnp.float32)
+        lengths, counted = rollout.lengths.astype(jnp.float32), rewards.counted
+        in_band = band_distance(rollout.lengths, min_tokens, max_tokens) == 0
+        mean = masked_mean(lengths, counted)
         metrics = {
-            "length_mean": lengths.mean(),
-            "length_std": lengths.std(),
-            "response_length_p95": jnp.percentile(lengths, 95),
-            "in_band_ratio": (band_distance(rollout.lengths, min_tokens, max_tokens) == 0).mean(),
-            "truncated_ratio": rollout.truncated.mean(),
-            "length_correct_mean": masked_mean(lengths, rewards.correct),
-            "length_wrong_mean": masked_mean(lengths, ~rewards.correct),
+            "length_mean": mean,
+            "length_std": jnp.sqrt(masked_mean(jnp.square(lengths - mean), counted)),
+            "response_length_p95": jnp.nan_to_num(
+                jnp.nanpercentile(jnp.where(counted, lengths, jnp.nan), 95)
+            ),
+            "in_band_ratio": masked_mean(in_band.astype(jnp.float32), counted),
+            "truncated_ratio": masked_mean(rollout.truncated.astype(jnp.float32), counted),
+            "length_correct_mean": masked_mean(lengths, rewards.correct & counted),
+            "length_wrong_mean": masked_mean(lengths, ~rewards.correct & counted),
         }
         return rewards, state, metrics
 

@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from rljax.masked import masked_mean
 
 
 class RunningScale(NamedTuple):
@@ -20,6 +22,7 @@ def init_scale() -> RunningScale:
 def bound_to_reward(
     penalty: Float[Array, " B"],
     raw: Float[Array, " B"],
+    counted: Bool[Array, " B"],
     state: RunningScale,
     *,
     share: float,
@@ -29,8 +32,13 @@ def bound_to_reward(
 
     E|raw| is the mean over batches, this one included, each weighing ``decay`` times the next. So
     a batch's mean penalty never exceeds ``share`` of the reward's magnitude, and one that is
-    smaller is left as it is.
+    smaller is left as it is. A batch of which nothing is counted tells nothing.
     """
-    state = RunningScale(decay * state.total + jnp.abs(raw).mean(), decay * state.weight + 1.0)
-    bound = share * state.total / state.weight
-    return penalty * jnp.minimum(1.0, bound / jnp.maximum(jnp.abs(penalty).mean(), 1e-8)), state
+    tells = counted.any()
+    keeps = jnp.where(tells, decay, 1.0)
+    state = RunningScale(
+        keeps * state.total + masked_mean(jnp.abs(raw), counted), keeps * state.weight + tells
+    )
+    bound = share * state.total / jnp.maximum(state.weight, 1e-8)
+    mean = masked_mean(jnp.abs(penalty), counted)
+    return penalty * jnp.minimum(1.0, bound / jnp.maximum(mean, 1e-8)), state

@@ -3,9 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from builders import make_rewards, make_rollout
 
-from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band, length_metrics
+from rljax.errors import UserError
+from rljax.shaping import (
+    adaptive_kl,
+    chain,
+    drift,
+    kl_penalty,
+    l1_exact,
+    length_band,
+    length_metrics,
+)
 from rljax.types import Transform
 
 # Responses of 4 and 6 tokens: the band costs the second 0.25·(2/2)²; the KL of each token is 0.1.
@@ -85,6 +95,60 @@ def test_stages_follow_one_another():
     double, add = stage(lambda r: 2 * r), stage(lambda r: r + 1)
     assert apply(chain(first=double, second=add))[0].response.tolist() == [3.0, 1.0]
     assert apply(chain(first=add, second=double))[0].response.tolist() == [4.0, 2.0]
+
+
+def leave_out(*rows):
+    def apply(rewards, state, rollout):
+        counted = rewards.counted & jnp.array([i not in rows for i in range(2)])
+        return rewards.replace(counted=counted), state, {}
+
+    return Transform(lambda: (), apply)
+
+
+def test_what_a_stage_leaves_out_is_still_measured_by_the_chain():
+    """Its rewards are logged, and its share: what was sampled, not what is learned from."""
+    shaped, _, metrics = apply(chain(out=leave_out(0), length=LENGTH))
+    assert shaped.counted.tolist() == [False, True]
+    assert float(metrics["left_out_ratio"]) == 0.5
+    assert float(metrics["reward_mean"]) == 0.5
+    assert float(metrics["accuracy"]) == 0.5
+    assert float(metrics["length_penalty_mean"]) == 0.25  # of the one that is left
+
+
+def test_what_did_not_count_before_is_not_measured():
+    rewards = REWARDS.replace(counted=jnp.array([False, True]))
+    _, _, metrics = apply(chain(length=LENGTH), rewards)
+    expected = {
+        "reward_mean": 0.0,
+        "reward_shaped_mean": -0.25,
+        "accuracy": 0.0,
+        "left_out_ratio": 0.0,
+        "reward_shaping_ratio": 1.0,
+    }
+    for name, value in expected.items():
+        assert float(metrics[name]) == value, name
+    _, _, metrics = apply(chain(length=LENGTH), REWARDS.replace(counted=jnp.zeros(2, bool)))
+    for name in expected:
+        assert float(metrics[name]) == 0.0, name
+
+
+@pytest.mark.parametrize("field", ["response", "token", "counted"])
+def test_a_stage_that_changes_a_shape_is_named(field):
+    def apply_stage(rewards, state, rollout):
+        return rewards.replace(**{field: getattr(rewards, field)[:1]}), state, {}
+
+    with pytest.raises(UserError, match='shaping stage "odd" must keep the shapes of response'):
+        apply(chain(odd=Transform(lambda: (), apply_stage)))
+
+
+def test_a_fault_of_a_stage_is_told_in_its_terms():
+    def apply_stage(rewards, state, rollout):
+        raise KeyError("column")
+
+    with pytest.raises(UserError, match='shaping stage "mine" raised KeyError'):
+        apply(chain(mine=Transform(lambda: (), apply_stage)))
+    with pytest.raises(UserError, match=r"^l1_exact: the data has no column"):
+        apply(chain(length=l1_exact()))
 
 
 def test_the_reference_is_needed_if_a_stage_needs_it():

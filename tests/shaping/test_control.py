@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rljax.errors import UserError
 from rljax.shaping import adaptive_kl, drift, fixed, length_metrics
-from rljax.shaping.control import as_controller
+from rljax.shaping.control import as_controller, follow
 
 OVERLONG, CALM = jnp.float32(1.0), jnp.float32(0.0)
 
@@ -166,3 +166,11 @@ def test_a_drift_that_cannot_tighten_is_refused(keywords):
 def test_adaptive_kl_needs_positive_numbers(keywords):
     with pytest.raises(UserError, match="must be positive"):
         adaptive_kl(**keywords)
+
+
+def test_a_batch_in_which_nothing_counts_moves_no_controller():
+    control = drift(4.0, limit=2.0, factor=0.5, window=1)
+    state = control.init()
+    nothing, something = jnp.zeros(2, bool), jnp.array([False, True])
+    assert follow(control, state, jnp.float32(1.0), nothing) == state
+    assert float(follow(control, state, jnp.float32(1.0), something).value) == 2.0

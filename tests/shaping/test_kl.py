@@ -7,7 +7,7 @@ import pytest
 from builders import make_rewards, make_rollout, pad_columns
 
 from rljax.errors import UserError
-from rljax.shaping import adaptive_kl, kl_penalty
+from rljax.shaping import adaptive_kl, chain, kl_in_loss, kl_penalty
 from rljax.types import Controller
 
 # Two responses in columns 2.. of 8: KL (k1) of 0.2, 0.4 and of 0.6; elsewhere garbage.
@@ -108,3 +108,61 @@ def test_compiled_equals_eager():
 def test_an_unknown_estimator_is_refused_at_once():
     with pytest.raises(UserError, match='unknown KL estimator "k5"'):
         kl_penalty(0.5, estimator="k5")
+
+
+BOTH = [kl_penalty, kl_in_loss]
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_response_that_does_not_count_is_not_measured(make):
+    rewards = REWARDS.replace(counted=jnp.array([True, False]))
+    _, _, metrics = make(0.5, estimator="k1").apply(rewards, (), ROLLOUT)
+    np.testing.assert_allclose(metrics["reference_kl"], 0.3, rtol=1e-6)
+    none = REWARDS.replace(counted=jnp.zeros(2, bool))
+    _, _, metrics = make(0.5, estimator="k1").apply(none, (), ROLLOUT)
+    assert float(metrics["reference_kl"]) == 0.0
+
+
+def test_in_the_loss_it_leaves_the_rewards_and_hands_on_its_price():
+    assert REWARDS.kl_coef is None
+    shaped, state, metrics = shape(kl_in_loss(0.25))
+    assert shaped.kl_coef.tolist() == [0.25, 0.25]
+    assert state == ()
+    jax.tree.map(np.testing.assert_array_equal, shaped.replace(kl_coef=None), REWARDS)
+    # k3 is e^(−d) − 1 + d; the mean over responses of each one's mean
+    k3 = {d: np.exp(-d) - 1 + d for d in (0.2, 0.4, 0.6)}
+    expected = ((k3[0.2] + k3[0.4]) / 2 + k3[0.6]) / 2
+    np.testing.assert_allclose(metrics["reference_kl"], expected, rtol=1e-4)
+    assert kl_in_loss(0.25).needs_reference
+
+
+def test_in_the_loss_the_estimate_is_the_one_that_is_named():
+    _, _, metrics = shape(kl_in_loss(0.25, estimator="k2"))
+    expected = ((0.02 + 0.08) / 2 + 0.18) / 2
+    np.testing.assert_allclose(metrics["reference_kl"], expected, rtol=1e-5)
+    with pytest.raises(UserError, match='unknown KL estimator "k5"'):
+        kl_in_loss(0.5, estimator="k5")
+
+
+def test_in_the_loss_too_the_coefficient_is_used_before_it_is_updated():
+    transform = kl_in_loss(adaptive_kl(0.5, target=0.01, horizon=4.0))
+    shaped, state, _ = shape(transform)
+    assert shaped.kl_coef.tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(state.value, 0.55, rtol=1e-6)  # 0.5·(1 + 0.2·2/4)
+    shaped, _, _ = shape(transform, state=state)
+    np.testing.assert_allclose(shaped.kl_coef, [0.55, 0.55], rtol=1e-6)
+
+
+def test_in_the_loss_compiled_equals_eager():
+    transform = kl_in_loss(adaptive_kl(0.5))
+    eager = transform.apply(REWARDS, transform.init(), ROLLOUT)
+    compiled = jax.jit(transform.apply)(REWARDS, transform.init(), ROLLOUT)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), compiled, eager)
+
+
+def test_the_price_survives_the_stages_behind_it():
+    both = chain(kl_loss=kl_in_loss(0.25), kl=kl_penalty(0.5))
+    shaped, _, metrics = both.apply(REWARDS, both.init(), ROLLOUT)
+    assert shaped.kl_coef.tolist() == [0.25, 0.25]
+    np.testing.assert_allclose(shaped.token[1, 2], -0.3, rtol=1e-6)
+    assert {"reference_kl", "kl/reference_kl"} <= metrics.keys()

@@ -206,6 +206,54 @@ def test_without_relative_to_reward_no_scale_is_kept():
     assert length_band(1, 3).init().reward_scale == ()
 
 
+def test_the_wrong_may_be_spared():
+    transform = length_band(2, 4, weight=0.5, correct_only=True)
+    costs, _ = penalties(transform, [6, 6, 3], raw=[1.0, 0.0, 1.0])
+    assert costs == [0.5, 0.0, 0.0]
+    # so that the share of the reward goes to those who pay: 0.1·⅔ is less than a mean of ⅙
+    transform = length_band(2, 4, weight=0.5, correct_only=True, relative_to_reward=0.1)
+    costs, _ = penalties(transform, [6, 6, 3], raw=[1.0, 0.0, 1.0])
+    np.testing.assert_allclose(costs, [0.2, 0.0, 0.0], rtol=1e-5)
+
+
+# Of these only the first two count: 2 and 6 tokens, of which one is correct.
+SOME = make_rollout([2, 6, 6, 1], truncated=[False, True, True, True])
+SOME_REWARDS = make_rewards(SOME, [1.0, 0.0, 1.0, 0.0]).replace(
+    counted=jnp.array([True, True, False, False])
+)
+
+
+def test_trl_truncated_rows_in_the_statistics():
+    """Responses that are left out are neither measured nor charged for."""
+    transform = length_band(2, drift(4.0, limit=2.0, factor=0.5), weight=0.5)
+    _, state, metrics = transform.apply(SOME_REWARDS, transform.init(), SOME)
+    assert float(metrics["length_penalty_mean"]) == 0.25  # ½·(2/2)² once in two
+    assert float(metrics["length_overlong_tokens"]) == 0.0
+    assert int(state.max_tokens.streak) == -1
+    transform = length_band(2, 4, weight=0.5, relative_to_reward=0.1)
+    _, state, metrics = transform.apply(SOME_REWARDS, transform.init(), SOME)
+    assert float(state.reward_scale.total) == 0.5
+    np.testing.assert_allclose(metrics["length_penalty_mean"], 0.05, rtol=1e-5)
+    _, _, metrics = length_metrics(2, 4).apply(SOME_REWARDS, (), SOME)
+    expected = {
+        "length_mean": 4.0,
+        "length_std": 2.0,
+        "response_length_p95": 2 + 0.95 * 4,
+        "in_band_ratio": 0.5,
+        "truncated_ratio": 0.5,
+        "length_correct_mean": 2.0,
+        "length_wrong_mean": 6.0,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_batch_of_which_nothing_counts_has_finite_metrics():
+    rewards = SOME_REWARDS.replace(counted=jnp.zeros(4, bool))
+    _, _, metrics = length_metrics(2, 4).apply(rewards, (), SOME)
+    assert all(float(metric) == 0.0 for metric in metrics.values())
+
+
 @pytest.mark.parametrize("band", [(5, 3), (-1, 3)])
 def test_a_band_upside_down_is_refused(band):
     with pytest.raises(UserError, match="0 <= min_tokens <= max_tokens; got min_tokens="):
