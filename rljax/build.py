@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from rljax import algorithms, resolve, rewards, shaping, tasks
-from rljax.config import Config, Source
+from rljax import algorithms, resolve
+from rljax.config import Config
 from rljax.errors import UserError, multiples
-from rljax.host.data import ROW, PromptTable, demonstration_batches, prompt_batches, read_jsonl
-from rljax.host.retokenize import make_retokenizer
+from rljax.host.between import NOTHING, Between
+from rljax.host.data import PromptTable, demonstration_batches, prompt_batches
+from rljax.host.pool import RewardPool
 from rljax.host.weights import Weights
 from rljax.logprobs import hidden_logprobs, hidden_values
+from rljax.losses import make_correction
 from rljax.models import DecoderConfig
+from rljax.objective import context_of, make_algorithm, make_rewards, make_shaper
 from rljax.roles import Networks, Trees, make_networks
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
+from rljax.sources import make_between, prompt_tables, read_rows
 from rljax.tokens import check_tokens, read_tokenizer
 from rljax.train import (
     TrainStep,
@@ -32,23 +36,24 @@ from rljax.train import (
     make_draw,
     make_draw_both,
     make_judge,
+    make_refilled_draw,
+    make_score,
     make_update,
+    without_yardsticks,
 )
 from rljax.train.collect import Draw, Judged
 from rljax.train.update import Forward, check_rows
 from rljax.trees import role_params
 from rljax.types import (
-    Algorithm,
+    ROW,
+    UNSEEN,
     Optimizers,
     Outputs,
     Prompts,
     Role,
     Rollout,
     TrainState,
-    Transform,
 )
-
-Between = Callable[[Rollout], Rollout]
 
 
 class Phase(NamedTuple):
@@ -61,7 +66,7 @@ class Phase(NamedTuple):
     axes: dict[str, PyTree]  # the logical axes of every tree of the state
     optimizers: Optimizers
     batches: Any  # batches[step]
-    between: Between | None = None  # what the host does between drawing and learning
+    between: Between = NOTHING  # what the host does between drawing and learning
 
 
 class Evaluation(NamedTuple):
@@ -69,7 +74,7 @@ class Evaluation(NamedTuple):
 
     prompts: Prompts
     draw: Draw
-    between: Between | None
+    between: Between
     judge: Callable[[TrainState, Rollout], Judged]
 
 
@@ -83,6 +88,7 @@ class Build(NamedTuple):
     train: Phase
     sample: Callable[..., Rollout]
     evaluation: Evaluation
+    pool: RewardPool  # the processes that rewards in Python run in; none are started before
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -90,24 +96,28 @@ class Build(NamedTuple):
         return self.networks.sources["policy"].architecture.decoder
 
 
-def build(config: Config, config_dir: Path, devices: list | None = None) -> Build:
+def build(
+    config: Config,
+    config_dir: Path,
+    devices: list | None = None,
+    report: Callable[[str], None] = print,
+) -> Build:
     """Builds every function that a configuration names, and checks that they fit together.
 
     Files are looked for in the working directory, then in ``config_dir``. The mesh is made of
-    ``devices``, by default all there are.
+    ``devices``, by default all there are. What goes wrong with rewards in Python, without ending
+    the run, is told to ``report``, a line at a time.
     """
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
     shards = row_shards(mesh)
     tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer)
-
-    algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
-    _expect(algorithm, Algorithm, "algorithm")
-    if algorithm.estimate is None:
-        raise UserError("algorithm: one that samples is needed here, such as ppo")
-    shaper = make_shaper(config, context)
-    score = _score(config, context)
+    table, heldout = prompt_tables(config, config_dir, context)
+    context["train_prompts"] = len(table)
+    algorithm = make_algorithm(config, context)
+    shaper = make_shaper(config, algorithm, context)
+    compiled_score, python_rewards = make_rewards(config, context)
 
     networks = make_networks(
         config.models,
@@ -132,9 +142,9 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         if not 0 <= token < len(tokenizer):
             raise UserError(f"sampling: {token} is no id of the tokenizer")
     columns = config.data.max_prompt_tokens + sampling["max_tokens"]
-    _check_reward_is_read(config)
     foreign = check_tokens(networks, tokenizer, columns)
     temperature = sample.keywords["temperature"]
+    score = make_score(roles, compiled_score)
     judge = make_judge(roles, score, shaper, temperature=temperature)
 
     update = resolve.defaults(make_update) | resolve.arguments(
@@ -145,7 +155,8 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         role: _adamw(config.optimizer[role], config.steps, updates_per_step, f"optimizer.{role}")
         for role in trained
     }
-    rows = config.data.prompts_per_step * sample.keywords["group_size"]
+    group_size = sample.keywords["group_size"]
+    rows = config.data.prompts_per_step * group_size
     _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
     check_rows(rows, update["minibatches"], update["microbatches"], shards)
 
@@ -160,45 +171,61 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
             shaping=shaper.init(),
         )
 
-    def prompts(source: Source, where: str, *, heldout: bool) -> tuple[PromptTable, Any]:
-        """The prompts of a source, and what the host does with rollouts of them."""
-        rows, name = _rows(source, config_dir, context | {"heldout": heldout}, where)
-        table = PromptTable(
-            rows,
-            tokenizer,
-            source=name,
-            max_prompt_tokens=config.data.max_prompt_tokens,
-            chat_template=config.data.chat_template,
+    draw = make_draw(roles, sample, yardstick=algorithm.needs_greedy)
+    if algorithm.refill_rounds > 1:
+        if foreign or python_rewards:
+            raise UserError(
+                f"algorithm.refill_rounds={algorithm.refill_rounds}: sampling anew within a step "
+                "needs rewards that are compiled, and the host has a part in these; with 1, groups "
+                "that have nothing to teach are left out, and no others sampled in their place"
+            )
+        draw = make_refilled_draw(draw, score, rounds=algorithm.refill_rounds)
+    correction = None
+    if config.correction is not None:
+        correction = make_correction(
+            **resolve.arguments(make_correction, config.correction, context={}, where="correction")
         )
-        if foreign is None:
-            return table, None
-        table.extras[ROW] = np.arange(len(table), dtype=np.int32)
-        return table, make_retokenizer(
-            table.prompts, tokenizer, foreign.tokenizer, max_tokens=foreign.max_tokens
-        )
+    appraise = make_appraise(
+        roles, judge, algorithm.estimate, temperature=temperature, correct=correction
+    )
+    if algorithm.needs_greedy:
+        appraise = without_yardsticks(appraise, group_size)
 
-    table, between = prompts(config.data.train, "data.train", heldout=False)
+    pool = RewardPool()
+
+    def between(table: PromptTable) -> Between:
+        return make_between(table, tokenizer, foreign, python_rewards, pool, report)
+
+    def judge_heldout(state: TrainState, rollout: Rollout) -> Judged:
+        """``judge``, for prompts that no stage has a history of."""
+        unseen = jnp.full_like(rollout.group, UNSEEN)
+        return judge(state, rollout.replace(extras=rollout.extras | {ROW: unseen}))
+
     train = Phase(
         "train",
         config.steps,
         TrainStep(
-            make_draw(roles, sample),
-            make_appraise(roles, judge, algorithm.estimate),
+            draw,
+            appraise,
             make_update(
                 make_forward(roles, temperature),
                 algorithm.loss,
                 algorithm.weigh,
                 optimizers,
+                algorithm.mark,
                 **update,
             ),
         ),
         begin,
         {name: tree.axes for name, tree in networks.trees.items()},
         optimizers,
-        prompt_batches(table, prompts_per_step=config.data.prompts_per_step, seed=config.seed),
-        between,
+        prompt_batches(
+            table,
+            prompts_per_step=config.data.prompts_per_step * algorithm.refill_rounds,
+            seed=config.seed,
+        ),
+        between(table),
     )
-    heldout, between = prompts(config.data.eval, "data.eval", heldout=True)
     count = min(config.evaluation.prompts, len(heldout)) // shards * shards
     if count == 0:
         raise UserError(f"data.eval: at least {shards} prompts are needed on this mesh")
@@ -210,19 +237,13 @@ def build(config: Config, config_dir: Path, devices: list | None = None) -> Buil
         train=train,
         sample=sample,
         evaluation=Evaluation(
-            heldout.take(range(count)), make_draw_both(roles, sample), between, judge
+            heldout.take(range(count)),
+            make_draw_both(roles, sample),
+            between(heldout),
+            judge_heldout,
         ),
+        pool=pool,
     )
-
-
-def context_of(config: Config, tokenizer) -> dict[str, Any]:
-    """What a run knows by itself, and fills in for a function that asks for it."""
-    return {
-        "tokenizer": tokenizer,
-        "vocab_size": len(tokenizer),
-        "seed": config.seed,
-        **config.length.model_dump(),
-    }
 
 
 def make_forward(roles: Mapping[str, Role], temperature: float) -> Forward:
@@ -263,10 +284,12 @@ def check_step(built: Build) -> None:
     """Traces a step and an evaluation on shapes alone, so that a faulty reward or shaping stage is
     found before anything runs."""
     state, key = abstract_state(built, built.train), jax.random.key(0)
-    after, metrics = jax.eval_shape(built.train.train_step, state, built.train.batches[0])
+    step = built.train.train_step
+    drawn = jax.eval_shape(step.draw_step, state, built.train.batches[0])
+    after, metrics = jax.eval_shape(step.learn, state, built.train.between.abstract(drawn))
     evaluation = built.evaluation
     drawn = jax.eval_shape(evaluation.draw, state, evaluation.prompts, key)
-    jax.eval_shape(evaluation.judge, state, drawn)
+    jax.eval_shape(evaluation.judge, state, evaluation.between.abstract(drawn))
     for (path, old), new in zip(
         jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
     ):
@@ -290,7 +313,7 @@ def _warm_start(config, config_dir, networks: Networks, context, mesh) -> Phase 
             "warm_start: it trains the whole policy; run it by itself, and train adapters "
             "(models.policy.lora) on what it exports"
         )
-    rows, name = _rows(warm.data, config_dir, context, "warm_start.data")
+    rows, name = read_rows(warm.data, config_dir, context, "warm_start.data")
     batches, mean_tokens = demonstration_batches(
         rows,
         context["tokenizer"],
@@ -325,49 +348,6 @@ def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: s
         raise UserError(f"{where}: {error}") from error
 
 
-def make_shaper(config: Config, context: Mapping[str, Any]) -> Transform:
-    """The chain of a config's shaping stages, and one before them that measures lengths."""
-    stages = {}
-    for name, node in config.shaping_stages().items():
-        stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")
-        _expect(stages[name], Transform, f"shaping.{name}")
-    measure = shaping.length_metrics(**config.length.model_dump())
-    if "measure" in stages:
-        raise UserError('shaping: the name "measure" is taken, by the stage that measures lengths')
-    return shaping.chain(measure=measure, **stages)
-
-
-def _check_reward_is_read(config: Config) -> None:
-    names = [resolve.split(node, "rewards")[0] for node in config.rewards.values()]
-    if config.models.reward is not None and not any(n == "reward_model" or ":" in n for n in names):
-        raise UserError("models.reward: none of the rewards is a reward_model, so nothing reads it")
-
-
-def _score(config: Config, context):
-    bound = {
-        name: resolve.bind(node, rewards, context=context, where=f"rewards.{name}")
-        for name, node in config.rewards.items()
-    }
-    if not bound:
-        raise UserError("rewards: at least one is needed")
-    for name in config.reward_weights:
-        if name not in bound:
-            raise UserError(f'reward_weights: no reward "{name}"; {resolve.nearest(name, bound)}')
-    return rewards.weighted_sum(bound, config.reward_weights)
-
-
-def _rows(source: Source, config_dir: Path, context, where: str) -> tuple[list[dict], str]:
-    """The rows of a file or of a generating function, and a name for messages."""
-    if isinstance(source, str):
-        path = next((p for p in (Path(source), config_dir / source) if p.exists()), Path(source))
-        return read_jsonl(path), str(path)
-    rows = resolve.call(source, tasks, context=context, where=where)
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        got = "an empty one" if rows == [] else type(rows).__name__
-        raise UserError(f"{where}: expected a list of rows (dicts), got {got}")
-    return rows, where
-
-
 def _check_shards(where: str, count: int, mesh: Mesh) -> None:
     shards = row_shards(mesh)
     if count % shards:
@@ -375,8 +355,3 @@ def _check_shards(where: str, count: int, mesh: Mesh) -> None:
             f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
             f"{multiples(count, shards)} would"
         )
-
-
-def _expect(value: Any, kind: type, where: str) -> None:
-    if not isinstance(value, kind):
-        raise UserError(f"{where}: must give a {kind.__name__}, gave {type(value).__name__}")

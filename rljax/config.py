@@ -9,6 +9,7 @@ import yaml
 from rljax import algorithms, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import pretrained
+from rljax.losses import make_correction
 from rljax.models import families
 from rljax.models.lora import make_lora
 from rljax.sampling import make_sampler
@@ -85,10 +86,19 @@ class Config(Section):
     shaping: dict[str, Node | None] | None = None
     algorithm: Node
     update: dict[str, Any] = {}
+    correction: dict[str, Any] | None = None  # null: sampled tokens are taken as the policy's own
     optimizer: dict[str, dict[str, Any]]
     warm_start: WarmStart | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
+
+    @pydantic.field_validator("optimizer", mode="before")
+    @classmethod
+    def _none(cls, value):
+        """Null takes away the settings of a role that the config extended has."""
+        if isinstance(value, dict):
+            return {role: given for role, given in value.items() if given is not None}
+        return value
 
     @pydantic.field_validator("shaping", mode="before")
     @classmethod
@@ -115,16 +125,11 @@ def builtin_config(name: str) -> Path:
 def load_config(path: Path, overrides: list[str]) -> Config:
     """Reads a YAML file, applies ``key.path=value`` overrides, and checks names and types.
 
+    A file may begin with ``extends: other.yaml``, beside it: what it says is laid over the other.
+
     Raises ``UserError`` for whatever is wrong, with the valid or the nearest names.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values")
+    tree = _read(path)
     for override in overrides:
         apply_override(tree, override)
     try:
@@ -133,6 +138,38 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         raise UserError(_explain(error)) from error
     shaping.length_metrics(config.length.min_tokens, config.length.max_tokens)
     return config
+
+
+def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a YAML file, laid over the one that it extends."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    seen = (*extended_by, path.resolve())
+    if not isinstance(base, str) or (path.parent / base).resolve() in seen:
+        raise UserError(f"{path}: extends: expected the name of another file, got {base!r}")
+    return _laid_over(_read(path.parent / base, seen), tree)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Keys of ``above``, and of ``below`` where it has none; a node of another function, with its
+    keywords, takes the whole place of the one below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        if both and value.get("fn", old.get("fn")) == old.get("fn"):
+            value = _laid_over(old, value)
+        merged[key] = value
+    return merged
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -171,7 +208,7 @@ def resolved(config: Config) -> dict[str, Any]:
         for role, node in config.models
         if node is not None
     }
-    tree["algorithm"] = resolve.explicit(config.algorithm, algorithms, "algorithm")
+    tree["algorithm"] = resolve.explicit(config.algorithm, algorithms, "algorithm", nested=shaping)
     tree["rewards"] = {
         name: resolve.explicit(node, rewards, f"rewards.{name}")
         for name, node in config.rewards.items()
@@ -180,6 +217,8 @@ def resolved(config: Config) -> dict[str, Any]:
         name: resolve.explicit(node, shaping, f"shaping.{name}")
         for name, node in config.shaping_stages().items()
     }
+    if config.correction is not None:
+        tree["correction"] = resolve.defaults(make_correction) | config.correction
     tree["optimizer"] = {
         role: resolve.defaults(adamw) | given for role, given in config.optimizer.items()
     }

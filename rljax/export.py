@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 
-from rljax import algorithms, resolve
-from rljax.build import context_of, make_shaper
 from rljax.config import Config, load_config, resolved
 from rljax.errors import UserError
 from rljax.host.checkpoint import restore_trees
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
 from rljax.models.lora import merge_lora
+from rljax.objective import context_of, make_algorithm, make_shaper
 from rljax.roles import Networks, Trees, make_networks
 from rljax.sharding import make_mesh, param_shardings
 from rljax.tokens import read_tokenizer
@@ -55,13 +54,13 @@ def export_run(
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
     config = load_config(path, [])
     tokenizer, eos_ids = read_tokenizer(config)
-    context = context_of(config, tokenizer)
-    algorithm = resolve.call(config.algorithm, algorithms, context=context, where="algorithm")
+    context = context_of(config, tokenizer) | {"train_prompts": 1}  # however many
+    algorithm = make_algorithm(config, context)
     networks = make_networks(
         config.models,
         context,
         needs_value=algorithm.needs_value,
-        needs_reference=make_shaper(config, context).needs_reference,
+        needs_reference=make_shaper(config, algorithm, context).needs_reference,
     )
     if role not in networks.roles:
         raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")

@@ -33,7 +33,8 @@ def straight_through(estimate: Estimator) -> Estimator:
 
     def estimate_through(logp, logq):
         square = k2(logp, logq)
-        return square + jax.lax.stop_gradient(estimate(logp, logq) - square)
+        value = jax.lax.stop_gradient(estimate(logp, logq))
+        return value + (square - jax.lax.stop_gradient(square))
 
     return estimate_through
 

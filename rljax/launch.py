@@ -80,13 +80,16 @@ def dry_run(config: Config, config_path: Path) -> int:
 def run(config: Config, config_path: Path) -> int:
     """Builds everything and trains."""
     _use_compilation_cache()
-    built = build(config, config_path.parent)
+    terminal = Terminal()
+    built = build(
+        config, config_path.parent, report=lambda line: terminal.say("reward", line, text=line)
+    )
     check_weights(built)
     check_step(built)
     folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
     try:
-        with jax.set_mesh(built.mesh), interrupts() as interrupted:
-            Run(config, built, folder, Terminal(), interrupted).run()
+        with built.pool, jax.set_mesh(built.mesh), interrupts() as interrupted:
+            Run(config, built, folder, terminal, interrupted).run()
     except KeyboardInterrupt:
         print(f"rljax: interrupted; the same with run_dir={folder} resumes it", file=sys.stderr)
         return 130

@@ -29,7 +29,9 @@ def masked_var(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, "
 
 
 def masked_whiten(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, "*n"]:
-    """(x − μ)·rsqrt(var + 1e-8) over the masked entries of the whole array; 0 outside."""
+    """(x − μ)·rsqrt(var + 1e-8) over the masked entries of the whole array; 0 outside, and where
+    they differ by no more than rounding."""
     x = jnp.where(mask, x, 0.0)
-    centred = x - masked_mean(x, mask)
-    return jnp.where(mask, centred * jax.lax.rsqrt(masked_var(x, mask) + 1e-8), 0.0)
+    mean, var = masked_mean(x, mask), masked_var(x, mask)
+    differ = var > 1e-12 * jnp.square(mean)
+    return jnp.where(mask & differ, (x - mean) * jax.lax.rsqrt(var + 1e-8), 0.0)

@@ -106,11 +106,19 @@ def arguments(
     return resolved
 
 
-def call(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where: str) -> Any:
-    """Calls a node's function with its keywords."""
+def call(
+    node: Node,
+    builtins: ModuleType,
+    *,
+    context: Mapping[str, Any],
+    where: str,
+    nested: ModuleType | None = None,
+) -> Any:
+    """Calls a node's function with its keywords; nodes among these are of ``nested``, by default
+    of ``builtins`` too."""
     name, given = split(node, where)
     fn = function(name, builtins, where)
-    kwargs = arguments(fn, given, context=context, where=where, builtins=builtins)
+    kwargs = arguments(fn, given, context=context, where=where, builtins=nested or builtins)
     try:
         return fn(**kwargs)
     except UserError:
@@ -129,14 +137,18 @@ def bind(node: Node, builtins: ModuleType, *, context: Mapping[str, Any], where:
     return functools.partial(fn, **kwargs)
 
 
-def explicit(node: Node, builtins: ModuleType, where: str) -> dict[str, Any]:
-    """The node with every default of its function written out."""
+def explicit(
+    node: Node, builtins: ModuleType, where: str, nested: ModuleType | None = None
+) -> dict[str, Any]:
+    """The node with every default of its function written out; ``nested`` as of ``call``."""
     name, given = split(node, where)
-    nested = {
-        k: explicit(v, builtins, f"{where}.{k}") if isinstance(v, Mapping) and "fn" in v else v
+    inner = {
+        k: explicit(v, nested or builtins, f"{where}.{k}")
+        if isinstance(v, Mapping) and "fn" in v
+        else v
         for k, v in given.items()
     }
-    return {"fn": name, **defaults(function(name, builtins, where)), **nested}
+    return {"fn": name, **defaults(function(name, builtins, where)), **inner}
 
 
 def defaults(fn: Callable) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from rljax.host.metrics import Records, read_records
 from rljax.host.terminal import Terminal
 from rljax.host.weights import Weights, import_params
 from rljax.roles import Trees
-from rljax.sharding import param_shardings
+from rljax.sharding import param_shardings, row_sharding
 from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
 
@@ -106,16 +106,22 @@ class Run:
         prompts, draw, between, judge = self.built.evaluation
         if self._evaluation is None:
             with self._compiling("evaluation"):
-                drawing = jax.jit(draw).lower(state, prompts, key).compile()
-                drawn = drawing(state, prompts, key)
-                drawn = between(drawn) if between else drawn
+                rows = row_sharding(self.built.mesh)
+                drawing = jax.jit(draw, out_shardings=rows).lower(state, prompts, key).compile()
+                drawn = jax.eval_shape(draw, state, prompts, key)
+                drawn = between.abstract(drawn, rows)
                 self._evaluation = drawing, jax.jit(judge).lower(state, drawn).compile()
         drawing, judging = self._evaluation
-        drawn = drawing(state, prompts, key)
-        judged = judging(state, between(drawn) if between else drawn)
+        judged = judging(state, between.add(drawing(state, prompts, key)))
         check_finite(to_host(judged.metrics), "on the held-out prompts")
-        rollout, rewards = jax.device_get((judged.rollout, judged.rewards))
-        return summarise(rollout, rewards, self.built.tokenizer, **self.config.length.model_dump())
+        rollout, scored, rewards = jax.device_get((judged.rollout, judged.scored, judged.rewards))
+        return summarise(
+            rollout,
+            rewards,
+            scored.counted,
+            self.built.tokenizer,
+            **self.config.length.model_dump(),
+        )
 
     def _open_folder(self) -> None:
         """Makes the folder, or sees that it is of the same run."""

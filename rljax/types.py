@@ -78,7 +78,7 @@ class Rewards:
     correct: Bool[Array, " B"]  # whether the first of the task's rewards is above one half
     counted: Bool[Array, " B"]  # is learned from
     response: Float[Array, " B"]  # the shaped reward of the response; lands on its last token
-    token: Float[Array, "B T"]  # what is earned token by token, such as a KL penalty
+    token: Float[Array, "B T"]  # token by token, such as a KL penalty; 0 where nothing was chosen
     kl_coef: Float[Array, " B"] | None = None  # price of the KL to the reference, in the loss
 
     @property

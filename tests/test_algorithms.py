@@ -1,14 +1,19 @@
-"""Compositions: their loss by hand, and every keyword with an effect or a refusal."""
+"""Recipes: what each is made of, and what their losses have in common."""
+
+import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import make_rewards, make_rollout
+from recipes import BUDGET, MOVED, RAW, RECIPES, ROLLOUT, appraised, make
 
+from rljax import advantages, losses
 from rljax.algorithms import ppo, sft
-from rljax.errors import UserError
 from rljax.losses import token_weights
+from rljax.shaping import adaptive_kl
 from rljax.types import Experience, Outputs
 
 # Two rows, three response tokens in all: ratios 1.5, 0.5 | 4; advantages 1, −1 | −1.
@@ -68,63 +73,10 @@ def test_ppo_rows_weigh_as_the_aggregation_says():
     np.testing.assert_allclose(metrics["policy/clipfrac"], 2 / 3, rtol=1e-6)  # metrics stay means
 
 
-LOSS_KNOBS = {
-    "clip_low": 0.3,
-    "clip_high": 0.4,
-    "dual_clip": 2.0,
-    "value_clip": 0.9,
-    "entropy_coef": 0.01,
-    "aggregation": "seq-mean-token-sum",
-}
-
-
-@pytest.mark.parametrize("name", LOSS_KNOBS)
-def test_easydel_a_knob_that_does_nothing_in_the_loss(name):
-    default, turned = ppo(), ppo(**{name: LOSS_KNOBS[name]})
-    before, _ = default.loss(OUTPUTS, batch(default))
-    after, _ = turned.loss(OUTPUTS, batch(turned))
-    assert abs(float(before - after)) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["gamma", "lam"])
-def test_easydel_a_knob_that_does_nothing_in_the_advantages(name):
-    rollout = make_rollout([3, 5], values=[[0.3, 0.1] * 4, [0.9] * 8])
-    rewards = make_rewards(rollout, [1.0, 0.0])
-    before, _ = ppo().estimate(rewards, rollout)
-    after, _ = ppo(**{name: 0.5}).estimate(rewards, rollout)
-    assert float(jnp.abs(before - after).max()) > 1e-3
-
-
 @pytest.mark.parametrize("make", [ppo, sft])
 def test_norm_tokens_acts_with_its_aggregation(make):
     algorithm = make(aggregation="seq-mean-token-sum-norm", norm_tokens=8.0)
     np.testing.assert_allclose(algorithm.weigh(MASK)[MASK], 1 / 16, rtol=1e-6)
-
-
-@pytest.mark.parametrize("make", [ppo, sft])
-def test_norm_tokens_is_refused_where_it_does_nothing(make):
-    with pytest.raises(UserError, match="norm_tokens is of seq-mean-token-sum-norm"):
-        make(aggregation="token-mean", norm_tokens=8.0)
-
-
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {"gamma": 1.1},
-        {"lam": -0.1},
-        {"clip_low": 1.0},
-        {"clip_low": -0.1},
-        {"clip_high": -0.1},
-        {"dual_clip": 1.0},
-        {"aggregation": "token_mean"},
-        {"value_clip": -0.5},
-        {"value_clip": 0.0},
-        {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": 0.0},
-    ],
-)
-def test_ppo_refuses_what_makes_no_sense(keywords):
-    with pytest.raises(UserError):
-        ppo(**keywords)
 
 
 def test_sft_by_hand():
@@ -144,28 +96,6 @@ def differentiated(algorithm, outputs, experience):
         return algorithm.loss(outputs._replace(logprobs=logprobs, values=values), experience)
 
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(outputs.logprobs, outputs.values)
-
-
-@pytest.mark.parametrize("make", [ppo, sft])
-def test_an_all_masked_batch_is_zero_with_zero_gradients(make):
-    algorithm = make()
-    (loss, metrics), slopes = differentiated(
-        algorithm, OUTPUTS, batch(algorithm, jnp.zeros_like(MASK))
-    )
-    assert float(loss) == 0.0
-    assert not any(float(metric) for metric in metrics.values())
-    assert not any(slope.any() for slope in slopes)
-
-
-@pytest.mark.parametrize("shift", [100.0, -100.0])
-def test_log_ratios_of_100_stay_finite(shift):
-    algorithm = ppo()
-    (loss, metrics), slopes = differentiated(
-        algorithm, OUTPUTS._replace(logprobs=OLD + shift), batch(algorithm)
-    )
-    assert np.isfinite(loss)
-    assert all(np.isfinite(metric) for metric in metrics.values())
-    assert all(np.isfinite(slope).all() for slope in slopes)
 
 
 def test_gradients_raise_good_tokens_and_draw_values_to_the_return():
@@ -209,3 +139,177 @@ def test_ppo_advantages_are_whitened_gae():
     np.testing.assert_allclose(advantages[1, 2:7], -0.375 / std, rtol=1e-5)
     np.testing.assert_allclose(returns[0, 2:5], 1.0, rtol=1e-6)
     assert ppo().needs_value
+
+
+# What each is made of: its advantages, its loss, what a token weighs, and its price of the KL.
+RELATIVE, CLIPPED = advantages.group_relative, partial(losses.clipped_surrogate, dual_clip=None)
+MADE_OF = {
+    "cispo": (RELATIVE, losses.cispo, "token-mean", 0.0),
+    "clip_cov": (RELATIVE, losses.clip_cov, "token-mean", 0.0),
+    "dapo": (RELATIVE, partial(CLIPPED, clip_high=0.28), "token-mean", 0.0),
+    "dr_grpo": (partial(RELATIVE, scale="none"), CLIPPED, "seq-mean-token-sum-norm", 0.0),
+    "gmpo": (RELATIVE, losses.gmpo, "seq-mean-token-mean", 0.0),
+    "gpg": (advantages.gpg, losses.reinforce, "token-mean", 0.0),
+    "grpo": (RELATIVE, CLIPPED, "seq-mean-token-mean", 0.04),
+    "gspo": (RELATIVE, losses.gspo, "seq-mean-token-mean", 0.0),
+    "kl_cov": (RELATIVE, losses.kl_cov, "token-mean", 0.0),
+    "luspo": (RELATIVE, losses.gspo, "seq-mean-token-sum", 0.0),
+    "opo": (advantages.opo, losses.reinforce, "token-mean", 0.0),
+    "pass_at_k": (advantages.pass_at_k, CLIPPED, "token-mean", 0.0),
+    "ppo": (advantages.gae, losses.clipped_surrogate, "token-mean", 0.0),
+    "reinforce_plus_plus": (advantages.reinforce_plus_plus, CLIPPED, "token-mean", 0.0),
+    "remax": (advantages.remax, CLIPPED, "seq-mean-token-sum", 0.0),
+    "rloo": (advantages.rloo, CLIPPED, "seq-mean-token-sum", 0.0),
+    "sapo": (RELATIVE, losses.sapo, "seq-mean-token-mean", 0.0),
+}
+every_recipe = pytest.mark.parametrize("name", MADE_OF)
+
+
+def test_every_recipe_is_in_the_table():
+    assert {*MADE_OF, "sft"} == set(RECIPES)
+
+
+@every_recipe
+def test_what_a_recipe_is_made_of(name):
+    estimate, policy_loss, mode, price = MADE_OF[name]
+    algorithm = make(name)
+    experience, rewards = appraised(algorithm, make_rewards(ROLLOUT, RAW))
+    expected, returns = estimate(rewards, ROLLOUT)
+    np.testing.assert_array_equal(experience.advantages, expected)
+    assert (experience.returns is None) == (returns is None)
+    weights = token_weights(experience.action_mask, mode=mode, norm_tokens=BUDGET)
+    np.testing.assert_array_equal(experience.loss_weights, weights)
+    tokens, stats = policy_loss(MOVED.logprobs, experience)
+    _, metrics = algorithm.loss(MOVED, experience)
+    np.testing.assert_allclose(metrics["policy/loss"], jnp.sum(weights * tokens), rtol=1e-5)
+    assert {f"policy/{stat}" for stat in stats} <= metrics.keys()
+    assert (rewards.kl_coef is None) == (price == 0.0)
+    if price:
+        np.testing.assert_allclose(rewards.kl_coef, price, rtol=1e-6)
+
+
+@every_recipe
+def test_what_a_recipe_needs(name):
+    algorithm = make(name)
+    ungrouped = name in ("ppo", "reinforce_plus_plus", "remax")
+    assert algorithm.needs_value == (name == "ppo")
+    assert algorithm.needs_greedy == (name == "remax")
+    assert algorithm.needs_groups == (not ungrouped)
+    assert algorithm.refill_rounds == (3 if name == "dapo" else 1)
+    assert (algorithm.mark is not None) == (name in ("clip_cov", "kl_cov"))
+    assert make("reinforce_plus_plus", baseline=True).needs_groups
+
+
+def of_outputs(algorithm, outputs, experience):
+    """Loss, metrics and gradients."""
+    (loss, metrics), slopes = jax.value_and_grad(algorithm.loss, has_aux=True)(outputs, experience)
+    return loss, metrics, slopes
+
+
+@every_recipe
+def test_where_the_policy_has_not_moved_the_gradient_is_the_policy_gradient(name):
+    """−weight · A per log-prob, but for the tokens that Clip-Cov marks."""
+    free = {"kl_coef": 0.0} if "kl_coef" in inspect.signature(RECIPES[name]).parameters else {}
+    algorithm = make(name, **free)
+    experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
+    still = MOVED._replace(logprobs=experience.logprobs)
+    _, _, slopes = of_outputs(algorithm, still, experience)
+    expected = -experience.loss_weights * experience.advantages
+    if name == "clip_cov":
+        assert experience.marked.sum() == 1
+        expected = jnp.where(experience.marked, 0.0, expected)
+    np.testing.assert_allclose(slopes.logprobs, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_verl_losses_depended_on_micro_batches(name):
+    """Whatever the parts, and the order of the rows in them, they add up to the whole."""
+    algorithm = make(name)
+    experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
+    loss, metrics, slopes = of_outputs(algorithm, MOVED, experience)
+    order = np.random.default_rng(0).permutation(12)
+    parts = [
+        of_outputs(algorithm, *jax.tree.map(lambda x, rows=rows: x[rows], (MOVED, experience)))
+        for rows in (order[:2], order[2:6], order[6:])
+    ]
+    np.testing.assert_allclose(sum(part[0] for part in parts), loss, rtol=1e-4, atol=1e-6)
+    for metric, value in metrics.items():
+        summed = sum(part[1][metric] for part in parts)
+        np.testing.assert_allclose(summed, value, rtol=1e-4, atol=1e-6, err_msg=metric)
+    for field, slope in slopes._asdict().items():
+        of_parts = np.concatenate([getattr(part[2], field) for part in parts])
+        np.testing.assert_allclose(of_parts, slope[order], rtol=1e-5, atol=1e-7, err_msg=field)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_batch_in_which_nothing_counts_is_zero_with_zero_gradients(name):
+    algorithm = make(name)
+    nothing = make_rewards(ROLLOUT, RAW).replace(counted=jnp.zeros(12, bool))
+    experience, _ = appraised(algorithm, nothing)
+    loss, metrics, slopes = of_outputs(algorithm, MOVED, experience)
+    assert float(loss) == 0.0
+    assert not any(metric for metric in metrics.values())  # nor NaN, which is true
+    assert not any(slope.any() for slope in slopes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("shift", [100.0, -100.0])
+def test_log_ratios_of_100_stay_finite(name, shift):
+    algorithm = make(name)
+    experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
+    far = MOVED._replace(logprobs=experience.logprobs + shift)
+    loss, metrics, slopes = of_outputs(algorithm, far, experience)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(metric) for metric in metrics.values())
+    assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+def test_luspo_is_gspo_with_each_sequence_s_loss_times_its_length():
+    lengths = jnp.maximum(ROLLOUT.lengths, 1)[:, None]
+    gspo, luspo = (
+        appraised(make(name), make_rewards(ROLLOUT, RAW))[0] for name in ("gspo", "luspo")
+    )
+    np.testing.assert_allclose(luspo.loss_weights, gspo.loss_weights * lengths, rtol=1e-6)
+    whole = make("gspo").loss(MOVED, gspo.replace(loss_weights=gspo.loss_weights * lengths))[0]
+    np.testing.assert_allclose(make("luspo").loss(MOVED, luspo)[0], whole, rtol=1e-6)
+
+
+def test_a_controller_prices_the_kl():
+    _, rewards = appraised(make("grpo", kl_coef=adaptive_kl(0.25)), make_rewards(ROLLOUT, RAW))
+    np.testing.assert_allclose(rewards.kl_coef, 0.25, rtol=1e-6)
+
+
+# DAPO: the first group is alike in its raw rewards, and its second response nears the budget.
+
+DAPO = make_rollout([2, 10, 3, 4, 5, 10], budget=BUDGET, group=[0, 0, 0, 1, 1, 1])
+
+
+def test_nemo_rl_2431_dynamic_sampling_filtered_on_the_shaped_reward():
+    rewards = make_rewards(DAPO, [1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    experience, shaped = appraised(make("dapo"), rewards, DAPO.replace(values=DAPO.logprobs))
+    assert shaped.response.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]  # they differ
+    assert shaped.counted.tolist() == [False] * 3 + [True] * 3
+    assert not experience.advantages[:3].any()
+    assert experience.action_mask.any(axis=-1).tolist() == shaped.counted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("filters", "counted"), [(True, [True, True, False]), (False, [True, True, True])]
+)
+def test_trl_truncated_responses_were_masked_from_the_loss_and_still_in_the_statistics(
+    filters, counted
+):
+    cut = DAPO.replace(truncated=jnp.arange(6) == 5)
+    rewards = make_rewards(cut, [1.0, 1.0, 1.0, 1.0, 0.0, 9.0])
+    experience, shaped = appraised(make("dapo", filter_overlong=filters), rewards, cut)
+    assert shaped.counted[3:].tolist() == counted
+    assert not experience.action_mask[:3].any()
+    kept = np.array([1.0, 0.0] if filters else [1.0, 0.0, 8.0])  # the last has paid 1
+    expected = (kept - kept.mean()) / kept.std(ddof=1)
+    np.testing.assert_allclose(experience.advantages[3:, 2][: len(kept)], expected, rtol=1e-4)
+
+
+def test_a_group_that_only_its_truncated_response_told_apart_is_left_out():
+    cut = DAPO.replace(truncated=jnp.arange(6) == 5)
+    _, shaped = appraised(make("dapo"), make_rewards(cut, [1, 1, 0, 1, 1, 0]), cut)
+    assert shaped.counted.tolist() == [True] * 3 + [False] * 3

@@ -214,6 +214,52 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         builtin_config("none.yaml")
 
 
+def extending(tmp_path, **files):
+    """The config of the last file, each one beside the others."""
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return load_config(tmp_path / f"{name}.yaml", [])
+
+
+def test_a_file_is_laid_over_the_one_that_it_extends(tmp_path):
+    base = CONFIG.read_text()
+    config = extending(
+        tmp_path,
+        base=base,
+        middle="extends: base.yaml\nalgorithm: {fn: grpo, kl_coef: 0.5}\noptimizer: {value: null}\n"
+        "sampling: {group_size: 2}\nshaping: {kl: null, length: {weight: 0.5}}",
+        top="extends: middle.yaml\nalgorithm: {fn: grpo, scale: none}\nsteps: 7",
+    )
+    plain = load()
+    assert config.steps == 7
+    assert config.algorithm == {"fn": "grpo", "kl_coef": 0.5, "scale": "none"}
+    assert config.sampling == {**plain.sampling, "group_size": 2}
+    assert config.optimizer == {"policy": plain.optimizer["policy"]}  # the critic's are taken away
+    assert config.shaping_stages() == {"length": plain.shaping["length"] | {"weight": 0.5}}
+    assert config.models == plain.models
+
+
+def test_a_node_of_another_function_takes_the_place_of_the_one_below(tmp_path):
+    config = extending(
+        tmp_path,
+        base=CONFIG.read_text(),
+        top="extends: base.yaml\nshaping: {length: {fn: kimi}}\nalgorithm: {fn: gpg}",
+    )
+    assert config.shaping["length"] == {"fn": "kimi"}  # length_band's keywords are gone
+    assert config.algorithm == {"fn": "gpg"}
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "b.yaml", "7"])
+def test_files_that_extend_each_other_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"extends: expected the name of another file"):
+        extending(tmp_path, b="extends: a.yaml", a=f"extends: {name}")
+
+
+def test_an_extended_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the config .*base\.yaml"):
+        extending(tmp_path, top="extends: base.yaml")
+
+
 def test_resolved_writes_out_every_default():
     tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
     assert tree["mesh"] == {"data": -1, "fsdp": 1, "tensor": 1}
@@ -230,7 +276,7 @@ def test_resolved_writes_out_every_default():
         "length": {
             "fn": "length_band",
             "weight": {"fn": "drift", "start": 1, "limit": 4, "factor": 1.5, "window": 3},
-            "scale_tokens": 15, "cap": 1.0, "relative_to_reward": None,
+            "scale_tokens": 15, "cap": 1.0, "relative_to_reward": None, "correct_only": False,
         },
         "kl": {"fn": "kl_penalty", "coef": 0.01, "estimator": "k1"},
     }  # fmt: skip

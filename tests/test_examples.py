@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What the README and the page of recipes show runs as it stands there."""
 
 import json
 import re
@@ -11,12 +11,17 @@ import pytest
 from folders import write_folder
 from tiny import SETTINGS
 
-from rljax import launch
+from rljax import algorithms, launch, rewards, shaping
+from rljax.config import load_config
+from rljax.objective import context_of, make_algorithm, make_shaper
 from rljax.tasks import character_tokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "worked_columns.py"
+RECIPE = ROOT / "examples" / "best_of_group.py"
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+GROUPS = ["sampling.group_size=2", "data.prompts_per_step=8", "optimizer.value=null"]
 
 
 def test_the_readme_shows_the_example_and_it_is_short():
@@ -60,7 +65,71 @@ def test_own_reward_and_shaping_from_the_working_directory(tmp_path, monkeypatch
     capsys.readouterr()
 
 
+def test_a_recipe_of_ones_own_from_the_working_directory(tmp_path, monkeypatch, capsys):
+    assert RECIPE.read_text(encoding="utf-8").partition("\n\n")[2] in RECIPES
+    assert len(RECIPE.read_text(encoding="utf-8").splitlines()) < 30
+    (command,) = [line for line in RECIPES.splitlines() if "algorithm={fn: best_of_group:" in line]
+    own = shlex.split(command.removeprefix("python -m rljax.launch ../configs/grpo.yaml"))
+    shutil.copy(RECIPE, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert launch.main([*SETTINGS, *GROUPS, "warm_start=null", *own, "run_dir=run"]) == 0
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(record["policy/loss"]) for record in metrics)
+    capsys.readouterr()
+
+
+def nodes(heading: str) -> list[str]:
+    """The first column of a section's table on the page of recipes, as YAML."""
+    section = RECIPES.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    table = section[section.index("|---|") :].partition("\n\n")[0]
+    cells = re.findall(r"^\| `(.+?)`(?:, `\w+`)* \|", table, re.MULTILINE)
+    assert len(cells) > 5
+    return [cell.replace("\\|", "|") for cell in cells]
+
+
+@pytest.mark.parametrize("node", nodes("Algorithms"))
+def test_every_algorithm_of_the_page_builds(node):
+    config = load_config(ROOT / "configs" / "addition.yaml", [f"algorithm={node}", *GROUPS])
+    context = context_of(config, character_tokenizer())
+    make_shaper(config, make_algorithm(config, context), context)
+
+
+@pytest.mark.parametrize("node", [n for n in nodes("Length methods") if "algorithm:" not in n])
+def test_every_length_method_of_the_page_builds(node):
+    config = load_config(ROOT / "configs" / "addition.yaml", [f"shaping={{length: {node}}}"])
+    context = context_of(config, character_tokenizer()) | {"train_prompts": 8}
+    make_shaper(config, make_algorithm(config, context), context)
+
+
+@pytest.mark.parametrize("module", [algorithms, shaping, rewards])
+def test_the_page_of_recipes_names_every_function(module):
+    inner = {"sft", "chain", "fixed", "band_distance", "length_metrics", "informative"}
+    inner |= {"kl_in_loss", "weighted_sum", "PythonReward"}
+    assert [name for name in module.__all__ if name not in inner and name not in RECIPES] == []
+
+
+def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
+    """With a response that fails here and there: it is counted, and the run goes on."""
+    monkeypatch.chdir(tmp_path)
+    Path("judge.py").write_text(
+        "def brevity(prompts, completions, answer, **columns):\n"
+        "    return [None if '9' in p else float('nan') if '#' in c else -len(c) / 10\n"
+        "            for p, c in zip(prompts, completions)]\n"
+    )
+    own = ["rewards.text={fn: trl_reward, function: 'judge:brevity'}", "warm_start=null", "steps=2"]
+    assert launch.main([*SETTINGS, *own, "run_dir=run"]) == 0, capsys.readouterr()
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert sum(record["rewards/text/failed"] for record in metrics) > 0
+    assert all(record["rewards/text/mean"] < 0 for record in metrics)
+    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        if "9" not in sample["prompt"]:
+            failed = "#" in sample["response"]
+            assert (sample["reward_raw"] is None) == failed
+    assert 'reward "text" failed for' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_builds(path, capsys):
-    assert launch.main([str(path), "data.prompts_per_step=128", "--dry-run"]) == 0
+    assert launch.main([str(path), "--dry-run"]) == 0, capsys.readouterr().err
     assert "MiB per device" in capsys.readouterr().out

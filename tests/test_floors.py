@@ -7,13 +7,14 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
-    {"kl", "masked", "resolve", "sharding", "trees"},
+    {"grouped", "kl", "masked", "resolve", "signatures", "sharding", "trees"},
     {"losses", "advantages", "rewards", "shaping", "models", "tasks"},
-    {"logprobs", "sampling"},
+    {"compose", "logprobs", "sampling"},
     {"algorithms", "train", "host"},
     {"config"},
     {"roles"},
-    {"tokens"},
+    {"objective", "tokens"},
+    {"sources"},
     {"build"},
     {"describe", "doctor", "export"},
     {"run"},

@@ -1,21 +1,13 @@
-"""Generalised advantage estimation, and where a response's reward lands."""
+"""Generalised advantage estimation."""
 
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rljax.advantages.tokens import learned_tokens, token_rewards
 from rljax.masked import masked_whiten
 from rljax.types import Rewards, Rollout
-
-
-def token_rewards(rewards: Rewards, action_mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """The reward of every token: its own, and on a response's last token that of the response."""
-    width = action_mask.shape[-1]
-    last = width - 1 - jnp.argmax(action_mask[:, ::-1], axis=-1)
-    at_last = (jnp.arange(width) == last[:, None]) & action_mask
-    of_response = jnp.where(at_last, rewards.response[:, None], 0.0)
-    return jnp.where(action_mask, rewards.token, 0.0) + of_response
 
 
 def discounted_gae(
@@ -24,7 +16,7 @@ def discounted_gae(
     mask: Bool[Array, "B T"],
     *,
     gamma: float = 1.0,
-    lam: float = 1.0,
+    lam: float | Float[Array, " B"] = 1.0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Advantages and returns, backwards over the response tokens:
 
@@ -59,13 +51,32 @@ def gae(
     *,
     gamma: float = 1.0,
     lam: float = 1.0,
+    lam_value: float | None = None,
+    length_alpha: float | None = None,
     whiten: bool = True,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """GAE of a rollout with values; the advantages whitened over the whole batch, as verl does.
 
     The returns are taken before the whitening.
+
+    Args:
+      lam_value: the λ of the returns, where it is another than that of the advantages.
+      length_alpha: if given, the λ of a response of n tokens is 1 − 1/(length_alpha · n) instead
+        of ``lam``, at least 0, so that the reward of a long one still reaches its beginning.
+
+    Source of the last two: VAPO, Yue et al. 2025, arXiv 2504.05118, sections 4.1 and 4.2.
     """
-    mask = rollout.action_mask
+    mask, learned = rollout.action_mask, learned_tokens(rewards, rollout)
     per_token = token_rewards(rewards, mask)
-    advantages, returns = discounted_gae(per_token, rollout.values, mask, gamma=gamma, lam=lam)
-    return (masked_whiten(advantages, mask) if whiten else advantages), returns
+    of_policy = lam
+    if length_alpha is not None:
+        tokens = jnp.maximum(rollout.lengths, 1)
+        of_policy = jnp.maximum(1.0 - 1.0 / (length_alpha * tokens), 0.0)
+    advantages, returns = discounted_gae(
+        per_token, rollout.values, mask, gamma=gamma, lam=of_policy
+    )
+    if lam_value is not None:
+        _, returns = discounted_gae(per_token, rollout.values, mask, gamma=gamma, lam=lam_value)
+    if whiten:
+        return masked_whiten(advantages, learned), returns
+    return jnp.where(learned, advantages, 0.0), returns

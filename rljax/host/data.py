@@ -14,10 +14,9 @@ import grain
 import numpy as np
 
 from rljax.errors import UserError
-from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Experience, Prompts
+from rljax.types import PYTHON_REWARD, REWARD_CROPPED, REWARD_TOKENS, ROW, Experience, Prompts
 
 NO_TOKEN = -1  # pads text columns: no vocabulary has it
-ROW = "row_index"  # the column of a rollout's extras that leads back to the data
 RESERVED = frozenset({ROW, REWARD_TOKENS, REWARD_CROPPED})
 ENDLESS = 2**40  # epochs; mixing data sets needs a length that fits a machine word
 
@@ -150,11 +149,14 @@ class PromptTable:
         self.tokens = pad(ids, max_prompt_tokens, tokenizer.pad_token_id, left=True)
         self.mask = np.arange(max_prompt_tokens) >= max_prompt_tokens - lengths[:, None]
         names = [name for name in rows[0] if name != "prompt"]
-        for name in RESERVED.intersection(names):
+        for name in names:
+            if name not in RESERVED and not name.startswith(PYTHON_REWARD):
+                continue
             raise UserError(f'{source}: a column cannot be called "{name}": rljax uses that name')
         columns = {name: _column(rows, name, tokenizer, source) for name in names}
         self.extras = {name: values for name, values in columns.items() if values is not None}
-        self.prompts = [row["prompt"] for row in rows]
+        self.extras[ROW] = np.arange(len(rows), dtype=np.int32)
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.tokens)

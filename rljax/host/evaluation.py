@@ -14,8 +14,11 @@ class Evaluated(NamedTuple):
     samples: list[dict[str, Any]]
 
 
-def summarise(rollout, rewards, tokenizer, *, min_tokens: int, max_tokens: int) -> Evaluated:
-    """Takes host arrays, two rows per prompt: greedy, then sampled.
+def summarise(
+    rollout, rewards, scored, tokenizer, *, min_tokens: int, max_tokens: int
+) -> Evaluated:
+    """Takes host arrays, two rows per prompt: greedy, then sampled; ``scored`` is False for those
+    that a reward in Python failed for, which enter no figure of accuracy or reward.
 
     ``accuracy_greedy`` and ``accuracy_sampled`` are shares of correct responses; the rest is of the
     sampled ones: ``length_mean`` in tokens, ``in_band_ratio``, ``truncated_ratio``,
@@ -25,15 +28,21 @@ def summarise(rollout, rewards, tokenizer, *, min_tokens: int, max_tokens: int) 
     correct, lengths = np.asarray(rewards.correct), np.asarray(rollout.lengths)
     in_band = np.asarray(band_distance(lengths, min_tokens, max_tokens)) == 0
     shaped = np.asarray(rewards.shaped)
+
+    def mean(values, rows: slice) -> float:
+        return float(values[rows][scored[rows]].mean()) if scored[rows].any() else 0.0
+
     figures = {
-        "accuracy_greedy": correct[greedy].mean(),
-        "accuracy_sampled": correct[sampled].mean(),
+        "accuracy_greedy": mean(correct, greedy),
+        "accuracy_sampled": mean(correct, sampled),
         "length_mean": lengths[sampled].mean(),
         "in_band_ratio": in_band[sampled].mean(),
         "truncated_ratio": rollout.truncated[sampled].mean(),
-        "reward_mean": rewards.raw[sampled].mean(),
-        "reward_shaped_mean": shaped[sampled].mean(),
+        "reward_mean": mean(rewards.raw, sampled),
+        "reward_shaped_mean": mean(shaped, sampled),
     }
+    if not scored.all():
+        figures["failed_ratio"] = 1.0 - scored.mean()
     prompts = tokenizer.batch_decode(_select(rollout.tokens, rollout.mask & ~rollout.action_mask))
     responses = tokenizer.batch_decode(
         _select(rollout.tokens, rollout.action_mask), skip_special_tokens=True
@@ -45,8 +54,8 @@ def summarise(rollout, rewards, tokenizer, *, min_tokens: int, max_tokens: int) 
             "greedy": row % 2 == 0,
             "length_tokens": int(lengths[row]),
             "truncated": bool(rollout.truncated[row]),
-            "reward_raw": float(rewards.raw[row]),
-            "reward_shaped": float(shaped[row]),
+            "reward_raw": float(rewards.raw[row]) if scored[row] else None,
+            "reward_shaped": float(shaped[row]) if scored[row] else None,
         }
         for row in range(len(lengths))
     ]

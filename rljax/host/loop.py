@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
+from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
 from rljax.sharding import replicated, row_sharding
-from rljax.types import Metrics, Rollout, TrainState
+from rljax.types import Metrics, TrainState
 
 
 class CompiledStep:
@@ -23,8 +24,8 @@ class CompiledStep:
     The state's shardings are pinned, so that every step's state can enter the next. A compilation
     happens within ``compiling()``, which may announce and time it.
 
-    It is one program, unless the host has something to do ``between`` drawing and learning: then
-    its halves are compiled apart.
+    It is one program, unless the host adds columns ``between`` drawing and learning: then its
+    halves are compiled apart.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class CompiledStep:
         shardings: TrainState,
         mesh: Mesh,
         compiling: Callable[[], AbstractContextManager],
-        between: Callable[[Rollout], Rollout] | None = None,
+        between: Between = NOTHING,
     ):
-        self._between = between
+        self._step, self._between = step, between
         self._draw = jax.jit(step.draw_step, out_shardings=row_sharding(mesh))
         self._last = jax.jit(
-            step if between is None else step.learn,
+            step.learn if between.columns else step,
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         )
@@ -55,11 +56,12 @@ class CompiledStep:
         return batch
 
     def _compile(self, state: TrainState, batch: PyTree):
-        if self._between is None:
+        if not self._between.columns:
             return self._last.lower(state, batch).compile()
+        drawn = jax.eval_shape(self._step.draw_step, state, batch)
         draw = self._draw.lower(state, batch).compile()
-        learn = self._last.lower(state, self._between(draw(state, batch))).compile()
-        return lambda state, batch: learn(state, self._between(draw(state, batch)))
+        learn = self._last.lower(state, self._between.abstract(drawn, self._rows)).compile()
+        return lambda state, batch: learn(state, self._between.add(draw(state, batch)))
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         """The next state, and metrics that are still on the devices; ``batch`` is prepared."""

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from rljax.errors import UserError
-from rljax.host.data import NO_TOKEN, ROW, pad
-from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Rollout
+from rljax.host.data import NO_TOKEN, pad
+from rljax.types import REWARD_CROPPED, REWARD_TOKENS, ROW, Rollout
 
 
 def make_retokenizer(

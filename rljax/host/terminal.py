@@ -51,8 +51,8 @@ class Terminal:
         table = Table(title="held-out prompts", title_justify="left")
         for heading in ("", "before", "after"):
             table.add_column(heading, justify="left" if not heading else "right")
-        for name in after:
-            table.add_row(name, f"{before[name]:.2f}", f"{after[name]:.2f}")
+        for name in before | after:
+            table.add_row(name, *(f"{figures.get(name, 0.0):.2f}" for figures in (before, after)))
         self.console.print(table)
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
@@ -66,7 +66,10 @@ class Terminal:
         for s in samples:
             table.add_row(
                 *(_literal(s["prompt"]), _literal(s["response"]), str(s["length_tokens"])),
-                *(f"{s['reward_raw']:.2f}", f"{s['reward_shaped']:.2f}"),
+                *(
+                    "failed" if s[name] is None else f"{s[name]:.2f}"
+                    for name in ("reward_raw", "reward_shaped")
+                ),
             )
         self.console.print(table)
 

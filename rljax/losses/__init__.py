@@ -1,13 +1,36 @@
 """Losses over tokens, and how they become one number. None of them knows a network."""
 
 from rljax.losses.aggregate import make_weigh, token_weights
-from rljax.losses.policy import clipped_surrogate
+from rljax.losses.correction import Correct, make_correction
+from rljax.losses.policy import (
+    cispo,
+    clip_cov,
+    clipped_surrogate,
+    gmpo,
+    gspo,
+    kl_cov,
+    mark_most_covariant,
+    mark_random_covariant,
+    reinforce,
+    sapo,
+)
 from rljax.losses.value import clipped_value_loss, explained_variance
 
 __all__ = [
+    "Correct",
+    "cispo",
+    "clip_cov",
     "clipped_surrogate",
     "clipped_value_loss",
     "explained_variance",
+    "gmpo",
+    "gspo",
+    "kl_cov",
+    "make_correction",
     "make_weigh",
+    "mark_most_covariant",
+    "mark_random_covariant",
+    "reinforce",
+    "sapo",
     "token_weights",
 ]

@@ -120,6 +120,7 @@ def sample(
             action_mask=end.action_mask,
             logprobs=end.logprobs,
             truncated=~end.ended,
+            greedy=greedy,
             group=jnp.repeat(jnp.arange(count), group_size),
             extras=repeat(prompts.extras),
         )

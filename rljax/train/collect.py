@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from rljax.advantages import learned_tokens
+from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
-from rljax.losses import explained_variance
+from rljax.losses import Correct, explained_variance
+from rljax.sharding import spread_rows
 from rljax.trees import role_params
 from rljax.types import (
     REWARD_CROPPED,
@@ -25,12 +29,14 @@ from rljax.types import (
     Role,
     Rollout,
     Score,
+    Scored,
     State,
     TrainState,
     Transform,
 )
 
 Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=...)
+ScoreRollout = Callable[[TrainState, Rollout], Scored]
 Draw = Callable[[TrainState, PyTree, PRNGKeyArray], PyTree]  # batch -> rollout
 Appraise = Callable[
     [TrainState, PyTree], tuple[Experience, State, Metrics]
@@ -41,28 +47,56 @@ class Judged(NamedTuple):
     """A rollout and what it earned."""
 
     rollout: Rollout
+    scored: Scored
     rewards: Rewards
     shaping: State
     metrics: Metrics
 
 
-def make_draw(roles: Mapping[str, Role], sample: Sample) -> Draw:
-    """Sampling from the policy: (state, prompts, key) -> rollout."""
+def make_draw(roles: Mapping[str, Role], sample: Sample, *, yardstick: bool = False) -> Draw:
+    """Sampling from the policy: (state, prompts, key) -> rollout.
+
+    With a ``yardstick``, each group begins with one response more: the greedy one.
+    """
+    group_size = sample.keywords["group_size"]
+    if yardstick:
+        first = np.arange(group_size + 1) == 0
 
     def draw(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Rollout:
-        return sample(role_params(roles["policy"], state.trees), prompts, key)
+        params = role_params(roles["policy"], state.trees)
+        if not yardstick:
+            return sample(params, prompts, key)
+        greedy = jnp.tile(first, prompts.tokens.shape[0])
+        return sample(params, prompts, key, group_size=group_size + 1, greedy=greedy)
 
     return draw
 
 
+def make_score(roles: Mapping[str, Role], score: Score) -> ScoreRollout:
+    """(state, rollout) -> what the task says of it.
+
+    The reward model, if there is one, reads the rollout's own tokens, unless the host has put its
+    tokens into the extras.
+    """
+
+    def score_rollout(state: TrainState, rollout: Rollout) -> Scored:
+        if "reward" in roles:
+            rollout = rollout.replace(reward_model=_reward_scores(roles["reward"], state, rollout))
+        scored = score(rollout)
+        if REWARD_CROPPED in rollout.extras:
+            scored.metrics["reward_model/cropped_ratio"] = rollout.extras[REWARD_CROPPED].mean()
+        return scored
+
+    return score_rollout
+
+
 def make_judge(
-    roles: Mapping[str, Role], score: Score, shaping: Transform, *, temperature: float
+    roles: Mapping[str, Role], score: ScoreRollout, shaping: Transform, *, temperature: float
 ) -> Callable[[TrainState, Rollout], Judged]:
     """Scores and shapes rollouts.
 
     The reference is asked, at the temperature of the sampling, only if a shaping stage needs it.
-    The reward model, if there is one, reads the rollout's own tokens, unless the host has put its
-    tokens into the extras.
+    Where the reward of a group's yardstick failed, the group is not learned from.
     """
 
     def judge(state: TrainState, rollout: Rollout) -> Judged:
@@ -75,15 +109,17 @@ def make_judge(
                 temperature=temperature,
             )
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
-        if "reward" in roles:
-            rollout = rollout.replace(reward_model=_reward_scores(roles["reward"], state, rollout))
-        raw, correct, scored = score(rollout)
-        if REWARD_CROPPED in rollout.extras:
-            scored["reward_model/cropped_ratio"] = rollout.extras[REWARD_CROPPED].mean()
-        token = jnp.zeros_like(rollout.logprobs)
-        rewards = Rewards(raw=raw, correct=correct, response=raw, token=token)
+        scored = score(state, rollout)
+        unmeasured = group_count(rollout.group, rollout.greedy & ~scored.counted) > 0
+        rewards = Rewards(
+            raw=scored.raw,
+            correct=scored.correct,
+            counted=scored.counted & ~rollout.greedy & ~unmeasured,
+            response=scored.raw,
+            token=jnp.zeros_like(rollout.logprobs),
+        )
         rewards, shaping_state, shaped = shaping.apply(rewards, state.shaping, rollout)
-        return Judged(rollout, rewards, shaping_state, scored | shaped)
+        return Judged(rollout, scored, rewards, shaping_state, scored.metrics | shaped)
 
     return judge
 
@@ -100,8 +136,15 @@ def make_appraise(
     roles: Mapping[str, Role],
     judge: Callable[[TrainState, Rollout], Judged],
     estimate: Estimate,
+    *,
+    temperature: float,
+    correct: Correct | None = None,
 ) -> Appraise:
-    """What there is to learn from a rollout: its values, rewards and advantages."""
+    """What there is to learn from a rollout: its values, rewards and advantages.
+
+    With a ``correct``ion, the log-probs that the update starts from are the policy's of now, and
+    each token weighs by how they differ from those it was drawn with.
+    """
 
     def appraise(state: TrainState, rollout: Rollout):
         if "value" in roles:
@@ -109,25 +152,54 @@ def make_appraise(
             params = role_params(value, state.trees)
             values = token_values(value.model, params, rollout.tokens, rollout.mask)
             rollout = rollout.replace(values=values)
-        rollout, rewards, shaping_state, metrics = judge(state, rollout)
+        rollout, _, rewards, shaping_state, metrics = judge(state, rollout)
+        logprobs, importance = rollout.logprobs, None
+        if correct is not None:
+            policy = roles["policy"]
+            logprobs, _ = token_logprobs(
+                policy.model,
+                role_params(policy, state.trees),
+                rollout.tokens,
+                rollout.mask,
+                temperature=temperature,
+            )
+            importance, kept, corrected = correct(logprobs, rollout, rewards.counted)
+            rewards = rewards.replace(counted=rewards.counted & kept)
+            metrics |= corrected
         advantages, returns = estimate(rewards, rollout)
+        learned = learned_tokens(rewards, rollout)
+        metrics["response_tokens"] = rollout.action_mask.sum()
+        if returns is not None and rollout.values is not None:
+            metrics["value/explained_var"] = explained_variance(rollout.values, returns, learned)
         experience = Experience(
             tokens=rollout.tokens,
             mask=rollout.mask,
-            action_mask=rollout.action_mask,
-            logprobs=rollout.logprobs,
+            action_mask=learned,
+            logprobs=logprobs,
+            ref_logprobs=rollout.ref_logprobs if rewards.kl_coef is not None else None,
+            kl_coef=rewards.kl_coef,
+            importance=importance,
             values=rollout.values,
             advantages=advantages,
             returns=returns,
         )
-        metrics["response_tokens"] = rollout.action_mask.sum()
-        if returns is not None and rollout.values is not None:
-            metrics["value/explained_var"] = explained_variance(
-                rollout.values, returns, rollout.action_mask
-            )
         return experience, shaping_state, metrics
 
     return appraise
+
+
+def without_yardsticks(appraise: Appraise, group_size: int) -> Appraise:
+    """``appraise``, and then only the ``group_size`` rows behind each group's greedy first one."""
+
+    def drop(column):
+        groups = column.reshape(-1, group_size + 1, *column.shape[1:])
+        return spread_rows(groups[:, 1:].reshape(-1, *column.shape[1:]))
+
+    def appraise_rest(state: TrainState, rollout: Rollout):
+        experience, shaping_state, metrics = appraise(state, rollout)
+        return jax.tree.map(drop, experience), shaping_state, metrics
+
+    return appraise_rest
 
 
 def draw_offline(state: TrainState, batch: Experience, key: PRNGKeyArray) -> Experience:

@@ -11,7 +11,17 @@ from jaxtyping import PRNGKeyArray, PyTree
 from rljax.errors import UserError, multiples
 from rljax.losses.aggregate import token_weights
 from rljax.sharding import spread_rows
-from rljax.types import Experience, Loss, Metrics, Optimizers, Outputs, Params, TrainState, Weigh
+from rljax.types import (
+    Experience,
+    Loss,
+    Mark,
+    Metrics,
+    Optimizers,
+    Outputs,
+    Params,
+    TrainState,
+    Weigh,
+)
 
 Forward = Callable[[dict[str, Params], Experience], Outputs]  # of all trees, by name
 Update = Callable[[TrainState, Experience, PRNGKeyArray], tuple[TrainState, Metrics]]
@@ -22,6 +32,7 @@ def make_update(
     loss: Loss,
     weigh: Weigh,
     optimizers: Optimizers,
+    mark: Mark | None = None,
     /,
     *,
     epochs: int = 1,
@@ -36,15 +47,18 @@ def make_update(
     Args:
       forward: (all parameters by name, trained or frozen, rows) -> Outputs.
       weigh: action mask -> the weight of each token in the loss (``losses.token_weights``).
+      mark: (minibatch, key) -> the tokens that the loss treats apart, if there are any.
     """
     if min(epochs, minibatches, microbatches) < 1:
         raise UserError("update: epochs, minibatches and microbatches must be at least 1")
 
-    def minibatch_update(frozen, carry, batch: Experience):
+    def minibatch_update(frozen, carry, minibatch: tuple[Experience, PRNGKeyArray]):
         params, opt_state = carry
+        batch, key = minibatch
         batch = batch.replace(
             loss_weights=weigh(batch.action_mask),
             mean_weights=token_weights(batch.action_mask),
+            marked=mark(batch, key) if mark else None,
         )
 
         def objective(params, batch: Experience):
@@ -67,7 +81,8 @@ def make_update(
             order = jax.random.permutation(epoch_key, experience.tokens.shape[0])
             shuffled = jax.tree.map(lambda x: x[order], experience)
             learn = functools.partial(minibatch_update, state.frozen)
-            return jax.lax.scan(learn, carry, _split(shuffled, minibatches))
+            keys = jax.random.split(jax.random.fold_in(epoch_key, 1), minibatches)
+            return jax.lax.scan(learn, carry, (_split(shuffled, minibatches), keys))
 
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), jax.random.split(key, epochs)

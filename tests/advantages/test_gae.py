@@ -8,7 +8,7 @@ from builders import few, make_rewards, make_rollout, pad_columns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rljax.advantages import discounted_gae, gae, token_rewards
+from rljax.advantages import discounted_gae, gae
 
 # γ = λ = 0.5, backwards:
 #   t=2: δ = 1 − 0.5 = 0.5                    A = 0.5
@@ -131,21 +131,6 @@ def test_an_all_masked_batch_is_zero():
     assert not returns.any()
 
 
-def test_the_reward_lands_on_the_last_response_token():
-    """The shift test of rewards: column 2 is the first of the response, lengths are 1, 3, 6, 0."""
-    rollout = make_rollout([1, 3, 6, 0])
-    landed = token_rewards(make_rewards(rollout, [1.0, 2.0, 3.0, 4.0]), rollout.action_mask)
-    expected = np.zeros((4, 8))
-    expected[0, 2], expected[1, 4], expected[2, 7] = 1.0, 2.0, 3.0
-    assert landed.tolist() == expected.tolist()
-
-
-def test_token_rewards_keep_their_column():
-    rollout = make_rollout([2])
-    rewards = make_rewards(rollout, [1.0]).replace(token=jnp.arange(8.0)[None])
-    assert token_rewards(rewards, rollout.action_mask)[0].tolist() == [0, 0, 2, 4, 0, 0, 0, 0]
-
-
 def test_seed_fault_2_shaping_reaches_the_advantages():
     rollout = make_rollout([2], values=[[0.0] * 8])
     rewards = make_rewards(rollout, [1.0])
@@ -154,15 +139,85 @@ def test_seed_fault_2_shaping_reaches_the_advantages():
     np.testing.assert_allclose(advantages[0, 2:4], [0.4, 0.4], rtol=1e-6)
 
 
-def test_seed_fault_5_nothing_is_spread_over_the_padding():
-    rollout = make_rollout([2, 5])
-    rewards = make_rewards(rollout, [0.0, 0.0]).replace(response=jnp.array([-0.5, -0.25]))
-    landed = token_rewards(rewards, rollout.action_mask)
-    assert (landed != 0).sum(axis=-1).tolist() == [1, 1]
-    assert landed.sum(axis=-1).tolist() == [-0.5, -0.25]
+def test_responses_that_do_not_count_get_0_and_do_not_enter_the_whitening():
+    values = [[0.3, 0.1] * 4, [0.9] * 8, [0.2, 0.4] * 4]
+    rollout = make_rollout([3, 1, 6], values=values)
+    rewards = make_rewards(rollout, [1.0, 9.0, 0.0])
+    advantages, _ = gae(rewards.replace(counted=jnp.array([True, False, True])), rollout)
+    pair = make_rollout([3, 6], values=values[::2])
+    expected, _ = gae(make_rewards(pair, [1.0, 0.0]), pair)
+    np.testing.assert_allclose(advantages[::2], expected, rtol=1e-5, atol=1e-6)
+    assert not advantages[1].any()
+    plain, _ = gae(rewards.replace(counted=rewards.raw < 2), rollout, whiten=False)
+    assert not plain[1].any()
+    assert plain[::2].any(axis=-1).all()
 
 
-def test_tunix_a_reward_of_0_7_became_0():
-    rollout = make_rollout([2])
-    landed = token_rewards(make_rewards(rollout, [0.7]), rollout.action_mask)
-    np.testing.assert_allclose(landed[0, 3], 0.7, rtol=1e-6)
+def test_the_returns_of_responses_that_count_do_not_depend_on_the_others():
+    rollout = make_rollout([3, 1], values=[[0.3, 0.1] * 4, [0.9] * 8])
+    _, returns = gae(make_rewards(rollout, [1.0, 0.25]), rollout, lam=0.5)
+    _, others = gae(make_rewards(rollout, [1.0, 7.0]), rollout, lam=0.5)
+    np.testing.assert_array_equal(returns[0], others[0])
+
+
+# One response of REWARD and VALUE, and one of a single token of reward 1 and value 0.25.
+TWO = make_rollout([3, 1], prompt=0, budget=3, values=[VALUE, [0.25, 9.0, 9.0]])
+
+
+def test_length_alpha_by_hand():
+    """λ = 1 − 1/(0.5·3) = 1/3 for three tokens, and for one 1 − 1/0.5, which is held at 0."""
+    advantages, returns = gae(
+        make_rewards(TWO, [1.0, 1.0]), TWO, gamma=0.5, length_alpha=0.5, whiten=False
+    )
+    # δ = −0.375, 0, 0.5 as above; γλ = 1/6
+    expected = [-0.375 + 0.5 / 36, 0.5 / 6, 0.5]
+    np.testing.assert_allclose(advantages[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(returns[0], np.add(expected, VALUE), rtol=1e-6)
+    assert advantages[1].tolist() == [0.75, 0.0, 0.0]
+
+
+def test_length_alpha_gives_no_lambda_below_0():
+    """1 − 1/(0.25·3) would be −1/3."""
+    advantages, _ = gae(
+        make_rewards(TWO, [1.0, 1.0]), TWO, gamma=0.5, length_alpha=0.25, whiten=False
+    )
+    np.testing.assert_allclose(advantages[0], [-0.375, 0.0, 0.5], rtol=1e-6)  # δ alone
+
+
+def test_length_alpha_brings_the_reward_to_the_beginning_of_a_long_response():
+    rollout = make_rollout([6, 60], prompt=2, budget=60, values=[[0.0] * 62] * 2)
+    rewards = make_rewards(rollout, [1.0, 1.0])
+    advantages, _ = gae(rewards, rollout, length_alpha=0.5, whiten=False)
+    np.testing.assert_allclose(advantages[0, 2], (2 / 3) ** 5, rtol=1e-5)
+    np.testing.assert_allclose(advantages[1, 2], (1 - 1 / 30) ** 59, rtol=1e-5)
+    assert float(gae(rewards, rollout, lam=2 / 3, whiten=False)[0][1, 2]) < 1e-9
+
+
+def test_lam_value_is_the_lambda_of_the_returns_alone():
+    rewards = make_rewards(TWO, [1.0, 1.0])
+    advantages, returns = gae(rewards, TWO, gamma=0.5, lam=0.0, lam_value=0.5, whiten=False)
+    np.testing.assert_allclose(advantages[0], [-0.375, 0.0, 0.5], rtol=1e-6)  # δ alone
+    assert returns[0].tolist() == RETURN
+    same, _ = gae(rewards, TWO, gamma=0.5, lam=0.5, whiten=False)
+    assert same[0].tolist() == ADVANTAGE
+
+
+def test_length_alpha_leaves_the_returns_to_lam_value():
+    _, returns = gae(make_rewards(TWO, [1.0, 1.0]), TWO, gamma=0.5, length_alpha=0.5, lam_value=0.5)
+    assert returns[0].tolist() == RETURN
+
+
+@pytest.mark.parametrize("keywords", [{}, {"length_alpha": 0.5}, {"lam_value": 0.5}], ids=str)
+@few
+@given(st.permutations(range(3)))
+def test_permuting_rows_permutes_the_result(keywords, order):
+    rollout = make_rollout([3, 1, 6], values=[[0.3, 0.1] * 4, [0.9] * 8, [0.2, 0.4] * 4])
+    rewards = make_rewards(rollout, [1.0, 0.25, 0.0])
+    order = jnp.array(order)
+    shuffled = jax.tree.map(lambda x: x[order], (rewards, rollout))
+    for got, plain in zip(
+        gae(*shuffled, gamma=0.9, lam=0.8, **keywords),
+        gae(rewards, rollout, gamma=0.9, lam=0.8, **keywords),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, plain[order], rtol=1e-5, atol=1e-6)

@@ -106,7 +106,7 @@ def test_a_table_of_chats_keeps_them_beside_their_tokens():
     rows = [{"prompt": CHAT, "answer": "4"}, {"prompt": HELLO, "answer": "x"}]
     keywords = {"source": "rows.jsonl", "chat_template": {"mood": "!"}}
     table = PromptTable(rows, TOKENIZER, max_prompt_tokens=60, **keywords)
-    assert table.prompts == [CHAT, HELLO]
+    assert [row["prompt"] for row in table.rows] == [CHAT, HELLO]
     prompts = table.take([1])
     assert prompts.tokens[prompts.mask].tolist() == ids("user: abc\nassistant:!")
     assert prompts.extras["answer"].tolist() == [ids("x")]

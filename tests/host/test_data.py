@@ -18,6 +18,7 @@ from rljax.host.data import (
     read_jsonl,
 )
 from rljax.tasks import character_tokenizer
+from rljax.types import ROW
 
 TOKENIZER = character_tokenizer()
 PAD, EOS = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id
@@ -94,6 +95,7 @@ def test_prompts_end_at_the_same_column():
 
 def test_the_other_columns_travel_along():
     extras = table(ROWS).take([1, 0]).extras
+    assert extras.pop(ROW).tolist() == [1, 0]
     assert extras.keys() == {"answer", "level", "score", "hard"}  # lists are no arrays
     assert extras["answer"].tolist() == [ids("12"), [*ids("3"), NO_TOKEN]]
     assert extras["level"].tolist() == [2, 1]

@@ -10,10 +10,10 @@ from jax.sharding import NamedSharding
 from tokenizers.processors import TemplateProcessing
 
 from rljax.host.data import NO_TOKEN, pad
-from rljax.host.retokenize import ROW, make_retokenizer
+from rljax.host.retokenize import make_retokenizer
 from rljax.sharding import make_mesh
 from rljax.tasks import character_tokenizer
-from rljax.types import REWARD_CROPPED, REWARD_TOKENS
+from rljax.types import REWARD_CROPPED, REWARD_TOKENS, ROW
 
 POLICY = character_tokenizer()
 CHAT = [{"role": "user", "content": "a+b"}, {"role": "assistant", "content": "c"}]

@@ -1,14 +1,36 @@
-"""The clipped surrogate, case by case."""
+"""Policy losses, each case by case."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import pad_columns
+from token_losses import make_batch, weighted
 
-from rljax.losses import clipped_surrogate, token_weights
+from rljax.losses import (
+    cispo,
+    clip_cov,
+    clipped_surrogate,
+    gmpo,
+    gspo,
+    kl_cov,
+    reinforce,
+    sapo,
+)
+
+
+def of_ratios(ratios, advantages, marked=None):
+    """Log-probs of now, and a batch that began at −2."""
+    ratios = jnp.asarray(ratios)
+    old = jnp.full(ratios.shape, -2.0)
+    return old + jnp.log(ratios), make_batch(old, advantages, marked=marked)
+
+
+def by_token(loss, logprobs, batch):
+    """The gradient of the plain sum over tokens."""
+    return jax.grad(lambda x: loss(x, batch)[0].sum())(logprobs)
+
 
 # ratio, advantage -> loss with clips at 0.8, 1.2 and 3; which clip decided
 CASES = [
@@ -22,13 +44,11 @@ CASES = [
     (4.0, 1.0, -1.2, "clipfrac"),
 ]
 RATIO, ADVANTAGE, LOSS, DECIDED = (list(column) for column in zip(*CASES, strict=True))
-OLD = jnp.full((1, len(CASES)), -2.0)
-NEW = OLD + jnp.log(jnp.array([RATIO]))
-A = jnp.array([ADVANTAGE])
+NEW, BATCH = of_ratios([RATIO], [ADVANTAGE])
 
 
-def test_by_hand():
-    loss, stats = clipped_surrogate(NEW, OLD, A)
+def test_clipped_surrogate_by_hand():
+    loss, stats = clipped_surrogate(NEW, BATCH)
     np.testing.assert_allclose(loss[0], LOSS, rtol=1e-5)
     for name in ("clipfrac", "clipfrac_dual"):
         assert stats[name][0].tolist() == [float(clip == name) for clip in DECIDED]
@@ -36,78 +56,174 @@ def test_by_hand():
 
 
 def test_the_sides_clip_apart():
-    ratios = jnp.log(jnp.array([[1.5, 0.5]]))
     loss, _ = clipped_surrogate(
-        ratios, jnp.zeros((1, 2)), jnp.array([[1.0, -1.0]]), clip_low=0.4, clip_high=0.3
+        *of_ratios([[1.5, 0.5]], [[1.0, -1.0]]), clip_low=0.4, clip_high=0.3
     )
     np.testing.assert_allclose(loss[0], [-1.3, 0.6], rtol=1e-5)
 
 
 def test_without_the_dual_clip_a_bad_token_costs_its_full_ratio():
-    loss, stats = clipped_surrogate(NEW, OLD, A, dual_clip=None)
+    loss, stats = clipped_surrogate(NEW, BATCH, dual_clip=None)
     np.testing.assert_allclose(loss[0, 5], 4.0, rtol=1e-5)
     assert "clipfrac_dual" not in stats
 
 
-def gradient(new, old, advantages):
-    return jax.grad(lambda x: clipped_surrogate(x, old, advantages)[0].sum())(new)
-
-
 def test_gradient_raises_what_did_well_and_is_zero_where_a_clip_decided():
-    slope = gradient(NEW, OLD, A)[0]
     # d(−A·r)/d logp = −A·r
     expected = [0.0 if clip else -a * r for r, a, _, clip in CASES]
+    slope = by_token(clipped_surrogate, NEW, BATCH)[0]
     np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_on_policy_it_is_the_policy_gradient():
-    np.testing.assert_allclose(gradient(OLD, OLD, A), -A, rtol=1e-6)
+# GSPO: d = 0.2 and 0.4 behind a masked 9, so that s = e^0.3 = 1.349859 on both tokens.
+SEQUENCE = jnp.array([[9.0, 0.2, 0.4]])
+REAL = jnp.array([[False, True, True]])
 
 
-@pytest.mark.parametrize("dual_clip", [3.0, None])
-def test_log_ratios_of_100_stay_finite(dual_clip):
-    new = jnp.array([[100.0, 100.0, -100.0, -100.0]])
-    advantages = jnp.array([[1.0, -1.0, 1.0, -1.0]])
-
-    def total(x):
-        loss, stats = clipped_surrogate(x, jnp.zeros((1, 4)), advantages, dual_clip=dual_clip)
-        return loss.sum(), stats
-
-    (loss, stats), slope = jax.value_and_grad(total, has_aux=True)(new)
-    assert np.isfinite(loss)
-    assert np.isfinite(slope).all()
-    assert all(np.isfinite(stat).all() for stat in stats.values())
-
-
-def test_compiled_equals_eager():
-    loss, stats = clipped_surrogate(NEW, OLD, A)
-    compiled, compiled_stats = jax.jit(clipped_surrogate)(NEW, OLD, A)
-    np.testing.assert_allclose(compiled, loss, rtol=1e-6)
-    for name, stat in stats.items():
-        np.testing.assert_allclose(compiled_stats[name], stat, rtol=1e-6)
+@pytest.mark.parametrize(
+    ("advantages", "clips", "expected", "clipped"),
+    [
+        ([1.0, 1.0], (0.5, 0.5), [-1.349859, -1.349859], [0, 0]),
+        ([1.0, 1.0], (0.1, 0.2), [-1.2, -1.2], [1, 1]),
+        ([-1.0, 2.0], (0.1, 0.2), [1.349859, -2.4], [0, 1]),  # a token's own advantage
+    ],
+)
+def test_gspo_by_hand(advantages, clips, expected, clipped):
+    batch = make_batch(jnp.zeros((1, 3)), [[7.0, *advantages]], REAL)
+    loss, stats = gspo(SEQUENCE, batch, clip_low=clips[0], clip_high=clips[1])
+    np.testing.assert_allclose(loss[0, 1:], expected, rtol=1e-5)
+    assert stats["clipfrac"][0, 1:].tolist() == clipped
+    np.testing.assert_allclose(stats["ppo_kl"][0, 1:], [-0.2, -0.4], rtol=1e-6)
 
 
-def weighted(new, old, advantages, mask):
-    return jnp.sum(token_weights(mask) * clipped_surrogate(new, old, advantages)[0])
+def test_gspo_clips_from_below_too():
+    batch = make_batch(jnp.zeros((1, 3)), [[7.0, -1.0, -1.0]], REAL)
+    loss, stats = gspo(-SEQUENCE, batch, clip_low=0.1, clip_high=0.2)  # s = e^(−0.3) = 0.74
+    np.testing.assert_allclose(loss[0, 1:], 0.9, rtol=1e-5)
+    assert stats["clipfrac"][0, 1:].tolist() == [1, 1]
 
 
-def test_padding_changes_nothing():
-    mask = jnp.ones(NEW.shape, bool)
-    wide = functools.partial(pad_columns, left=2, right=1)
-    padded = weighted(wide(NEW, value=-9), wide(OLD, value=3), wide(A, value=5), wide(mask))
-    np.testing.assert_allclose(padded, weighted(NEW, OLD, A, mask), rtol=1e-6)
+@pytest.mark.parametrize("advantage", [0.7, -1.3])
+def test_gspo_has_the_gradient_of_the_objective_of_whole_sequences(advantage):
+    batch = make_batch(jnp.zeros((1, 3)), [[advantage] * 3], REAL)
+
+    def of_sequence(x):
+        return -advantage * jnp.exp((x * REAL).sum() / 2)
+
+    value, slope, _ = weighted(partial(gspo, clip_low=0.9, clip_high=0.9), SEQUENCE, batch)
+    np.testing.assert_allclose(value, of_sequence(SEQUENCE), rtol=1e-5)
+    np.testing.assert_allclose(slope, jax.grad(of_sequence)(SEQUENCE), rtol=1e-5)
 
 
-def test_an_all_masked_batch_is_zero_with_a_zero_gradient():
-    nothing = jnp.zeros(NEW.shape, bool)
-    loss, slope = jax.value_and_grad(weighted)(NEW, OLD, A, nothing)
-    assert float(loss) == 0.0
+def test_gspo_has_no_gradient_where_the_clip_decided():
+    batch = make_batch(jnp.zeros((1, 3)), [[1.0] * 3], REAL)
+    _, slope, _ = weighted(gspo, SEQUENCE, batch)
     assert not slope.any()
 
 
-def test_a_column_concerns_no_other():
-    """A loss that paired log-probs of column t with those of t − 1 would fail here."""
-    changed = (
-        clipped_surrogate(NEW.at[0, 1].set(-5.0), OLD, A)[0] != clipped_surrogate(NEW, OLD, A)[0]
+def test_gspo_holds_the_mean_log_ratio_at_10():
+    loss, _ = gspo(jnp.full((1, 2), 15.0), make_batch(jnp.zeros((1, 2)), [[-1.0, -1.0]]))
+    np.testing.assert_allclose(loss, np.exp(10.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "advantage", "kept", "clipped"),
+    [
+        ([0.2, 0.9], 1.0, [0.2, 0.4], [0, 1]),
+        ([0.2, 0.9], -2.0, [0.2, 0.9], [0, 0]),
+        ([-0.9, 0.2], 2.0, [-0.9, 0.2], [0, 0]),
+        ([-0.9, 0.2], -1.0, [-0.4, 0.2], [1, 0]),
+    ],
+)
+def test_gmpo_by_hand(log_ratios, advantage, kept, clipped):
+    """−A·e^(mean of the d that are kept), and its gradient for the tokens that are not clipped."""
+    batch = make_batch(jnp.zeros((1, 3)), [[advantage] * 3], REAL)
+    new = jnp.array([[9.0, *log_ratios]])
+    expected = -advantage * np.exp(np.mean(kept))
+    loss, stats = gmpo(new, batch)
+    np.testing.assert_allclose(loss[0, 1:], expected, rtol=1e-5)
+    assert stats["clipfrac"][0, 1:].tolist() == clipped
+    _, slope, _ = weighted(gmpo, new, batch)
+    np.testing.assert_allclose(
+        slope[0], [0.0, *(expected / 2 * (1 - np.array(clipped)))], rtol=1e-5, atol=1e-7
     )
-    assert changed[0].tolist() == [i == 1 for i in range(len(CASES))]
+
+
+def test_gmpo_clips_apart_in_log_space():
+    batch = make_batch(jnp.zeros((2, 1)), [[1.0], [-1.0]])
+    loss, _ = gmpo(jnp.array([[5.0], [-5.0]]), batch, clip_low=0.7, clip_high=1.5)
+    np.testing.assert_allclose(loss[:, 0], [-np.exp(1.5), np.exp(-0.7)], rtol=1e-5)
+
+
+def test_gmpo_takes_the_mean_advantage_of_a_response():
+    batch = make_batch(jnp.zeros((1, 3)), [[9.0, 1.0, 2.0]], REAL)
+    loss, _ = gmpo(jnp.zeros((1, 3)), batch)
+    np.testing.assert_allclose(loss[0, 1:], -1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clips", "weights"),
+    [({}, [5.0, 0.1, 1.5]), ({"clip_low": 0.2, "clip_high": 0.28}, [1.28, 0.8, 1.28])],
+)
+def test_cispo_by_hand(clips, weights):
+    """The clip stops no token's gradient, which is −weight·A throughout."""
+    new, batch = of_ratios([[6.0, 0.1, 1.5]], [[1.0, -1.0, 2.0]])
+    coefficients = -np.array(weights) * [1.0, -1.0, 2.0]
+    loss, stats = cispo(new, batch, **clips)
+    np.testing.assert_allclose(loss[0], coefficients * np.asarray(new[0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        by_token(partial(cispo, **clips), new, batch)[0], coefficients, rtol=1e-5
+    )
+    assert stats["clipfrac"][0].tolist() == [1, bool(clips), bool(clips)]
+
+
+def test_sapo_by_hand():
+    """4·σ(1) = 2.924234 for A = 1 at r = 2, (4/1.05)·σ(1.05) = 2.822 for A = −1; at r = 1 half."""
+    new, batch = of_ratios([[2.0, 2.0, 1.0, 1.0]], [[1.0, -1.0, 1.0, -1.0]])
+    loss, stats = sapo(new, batch)
+    np.testing.assert_allclose(loss[0], [-2.924234, 2.821999, -2.0, 1.904762], rtol=1e-5)
+    assert stats.keys() == {"ppo_kl"}
+    sharp, _ = sapo(new, batch, tau_positive=2.0, tau_negative=4.0)
+    np.testing.assert_allclose(sharp[0], [-1.761594, 0.982014, -1.0, 0.5], rtol=1e-5)
+
+
+def test_sapo_s_gate_closes_softly():
+    """The gradient −A·r·4·σ·(1 − σ): 1 at r = 1, and less the further away, on both sides."""
+    ratios = [[0.25, 1.0, 4.0]]
+    new, batch = of_ratios(ratios, [[1.0, 1.0, 1.0]])
+    slope = by_token(sapo, new, batch)[0]
+    gate = 1 / (1 + np.exp(1.0 - np.array(ratios[0])))
+    np.testing.assert_allclose(slope, -4 * gate * (1 - gate) * ratios[0], rtol=1e-5)
+    np.testing.assert_allclose(slope[1], -1.0, rtol=1e-6)
+
+
+def test_reinforce_by_hand():
+    new, batch = of_ratios([[1.0, 2.0]], [[3.0, -0.5]])
+    loss, stats = reinforce(new, batch)
+    np.testing.assert_allclose(loss[0], [6.0, 0.5 * (np.log(2.0) - 2.0)], rtol=1e-5)
+    np.testing.assert_allclose(by_token(reinforce, new, batch)[0], [-3.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(stats["ppo_kl"][0], [0.0, -np.log(2.0)], rtol=1e-5)
+
+
+def test_clip_cov_leaves_its_marked_tokens_out():
+    marked = jnp.array([[True, False] * 4])
+    batch = BATCH.replace(marked=marked)
+    loss, stats = clip_cov(NEW, batch)
+    plain, _ = clipped_surrogate(NEW, BATCH, dual_clip=None)
+    np.testing.assert_array_equal(loss, jnp.where(marked, 0.0, plain))
+    assert not by_token(clip_cov, NEW, batch)[marked].any()
+    assert stats["marked"].tolist() == marked.tolist()
+    wide, _ = clip_cov(NEW, BATCH, clip_low=0.4, clip_high=0.3)
+    np.testing.assert_allclose(wide[0, [1, 4]], [-1.3, 0.6], rtol=1e-5)
+
+
+def test_kl_cov_prices_its_marked_tokens():
+    """−A·r without a clip; on the marked |log r| more."""
+    marked = jnp.array([[True, True, False]])
+    new, batch = of_ratios([[4.0, 0.25, 4.0]], [[1.0, -1.0, 1.0]], marked)
+    loss, stats = kl_cov(new, batch, coef=0.5)
+    price = 0.5 * np.log(4.0)
+    np.testing.assert_allclose(loss[0], [-4.0 + price, 0.25 + price, -4.0], rtol=1e-5)
+    slope = by_token(partial(kl_cov, coef=0.5), new, batch)[0]
+    np.testing.assert_allclose(slope, [-4.0 + 0.5, 0.25 - 0.5, -4.0], rtol=1e-5)
+    assert stats["marked"][0].tolist() == [1, 1, 0]

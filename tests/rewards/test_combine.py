@@ -8,6 +8,7 @@ from builders import make_rollout
 
 from rljax.errors import UserError
 from rljax.rewards import weighted_sum
+from rljax.types import PYTHON_REWARD
 
 ROLLOUT = make_rollout([1, 2, 3])
 REWARDS = {
@@ -17,7 +18,7 @@ REWARDS = {
 
 
 def test_by_hand():
-    total, _, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
+    total, _, _, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
     assert total.tolist() == [1.5, -1.0, 0.5]
     assert float(metrics["rewards/length/mean"]) == 2.0
     np.testing.assert_allclose(metrics["rewards/length/std"], np.sqrt(2 / 3), rtol=1e-6)
@@ -25,14 +26,14 @@ def test_by_hand():
 
 
 def test_a_missing_weight_is_one_and_a_zero_weight_still_measures():
-    total, _, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
+    total, _, _, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
     assert total.tolist() == [1.0, 0.0, 1.0]
     assert float(metrics["rewards/length/mean"]) == 2.0
 
 
 def test_compiled_equals_eager():
     score = weighted_sum(REWARDS, {"length": 0.3})
-    total, _, metrics = score(ROLLOUT)
+    total, _, _, metrics = score(ROLLOUT)
     compiled, _, compiled_metrics = jax.jit(score)(ROLLOUT)
     np.testing.assert_allclose(compiled, total, rtol=1e-6)
     assert metrics.keys() == compiled_metrics.keys()
@@ -49,7 +50,7 @@ def test_compiled_equals_eager():
     ],
 )
 def test_tunix_whole_numbers_do_not_make_the_sum_whole(whole):
-    total, _, _ = weighted_sum({"whole": whole}, {"whole": 0.7})(ROLLOUT)
+    total, *_ = weighted_sum({"whole": whole}, {"whole": 0.7})(ROLLOUT)
     assert total.dtype == jnp.float32
     np.testing.assert_allclose(total, [0.7, 0.0, 0.7], rtol=1e-6)
 
@@ -85,7 +86,7 @@ def test_a_reward_may_refuse_in_its_own_words():
 def test_values_that_are_not_finite_are_counted_by_reward(weight):
     """The run stops on the count, which must name the right reward, whatever its weight."""
     bad = {"bad": lambda rollout: jnp.array([jnp.nan, 1.0, -jnp.inf])}
-    _, _, metrics = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
+    *_, metrics = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
     counts = {k: int(v) for k, v in metrics.items() if k.endswith("/nonfinite")}
     assert counts == {
         "rewards/bad/nonfinite": 2,
@@ -97,6 +98,37 @@ def test_values_that_are_not_finite_are_counted_by_reward(weight):
 def test_correct_is_the_first_reward_above_one_half_whatever_its_weight():
     first = {"task": lambda rollout: jnp.array([1.0, 0.0, 0.5])}
     score = weighted_sum(first | {"style": lambda rollout: jnp.ones(3)}, {"task": 0.1})
-    total, correct, _ = score(ROLLOUT)
+    total, correct, _, _ = score(ROLLOUT)
     np.testing.assert_allclose(total, [1.1, 1.0, 1.05], rtol=1e-6)
     assert correct.tolist() == [True, False, False]
+
+
+PYTHON = jnp.array([0.5, jnp.nan, -jnp.inf])  # a value, a failure, and one that does not apply
+ANSWERED = ROLLOUT.replace(extras=ROLLOUT.extras | {f"{PYTHON_REWARD}text": PYTHON})
+IN_PYTHON = {"text": lambda rollout: rollout.extras[f"{PYTHON_REWARD}text"]}
+
+
+def test_verl_a_failed_reward_function_silently_scores_0():
+    total, correct, counted, metrics = weighted_sum(IN_PYTHON, {"text": 2.0})(ANSWERED)
+    assert counted.tolist() == [True, False, True]
+    assert total.tolist() == [1.0, 0.0, 0.0]
+    assert not correct.any()
+    assert float(metrics["rewards/text/failed"]) == 1
+    assert float(metrics["rewards/text/nonfinite"]) == 0
+    assert float(metrics["rewards/text/mean"]) == 0.5  # of those that have a value
+    assert float(metrics["rewards/text/std"]) == 0.0
+
+
+def test_a_failure_is_worth_what_the_config_says_and_still_counted_as_one():
+    total, _, counted, metrics = weighted_sum(IN_PYTHON, {}, {"text": -1.0})(ANSWERED)
+    assert counted.all()
+    assert total.tolist() == [0.5, -1.0, 0.0]
+    assert float(metrics["rewards/text/failed"]) == 1
+    assert float(metrics["rewards/text/mean"]) == 0.5
+
+
+def test_a_yardstick_is_in_no_mean():
+    greedy = ROLLOUT.replace(greedy=jnp.array([True, False, False]))
+    score = weighted_sum({"mine": lambda rollout: jnp.array([9.0, 1.0, 3.0])}, {})
+    *_, metrics = score(greedy)
+    assert float(metrics["rewards/mine/mean"]) == 2.0

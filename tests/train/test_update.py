@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from rljax.algorithms import clip_cov, kl_cov
 from rljax.errors import UserError
-from rljax.losses import make_weigh
+from rljax.losses import make_weigh, token_weights
 from rljax.losses.aggregate import MODES
 from rljax.train import init_state, make_update
 from rljax.train.update import check_rows
@@ -179,6 +180,107 @@ def test_aggregation_is_over_the_whole_minibatch(mode, microbatches):
         recorded(mode, microbatches),
         recorded(mode, 1),
     )
+
+
+# Marks: the tokens that a loss treats apart, chosen over a whole minibatch.
+
+
+def marked_updates(mark, **counts):
+    """The marks that each update's loss saw, as the gradient of each row's own parameter."""
+    updates = counts.get("epochs", 1) * counts.get("minibatches", 1)
+    optimizers = {"policy": recorder(updates)}
+
+    def forward(params, batch):
+        return Outputs(params["policy"][batch.tokens], jnp.zeros(batch.tokens.shape))
+
+    def loss(outputs, batch):
+        return jnp.sum(batch.marked * outputs.logprobs), {}
+
+    update = make_update(forward, loss, token_weights, optimizers, mark, **counts)
+    tokens = jnp.arange(ROWS)[:, None]
+    mask = jnp.ones(tokens.shape, bool)
+    state = init_state(
+        key=jax.random.key(9), params={"policy": jnp.zeros(ROWS)}, optimizers=optimizers
+    )
+    experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
+    state, _ = jax.jit(update)(state, experience, jax.random.key(0))
+    return np.asarray(state.opt_state["policy"][1])
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_marks_are_chosen_over_a_whole_minibatch(microbatches):
+    """The row of the highest number: one of each minibatch, and not of each micro-batch."""
+
+    def mark_highest(batch, key):
+        assert batch.tokens.shape == (4, 1)
+        return batch.tokens == batch.tokens.max()
+
+    counts = {"minibatches": 2, "microbatches": microbatches}
+    seen = marked_updates(mark_highest, **counts)
+    batches = gradients(**counts)  # the rows of each
+    assert seen.sum(axis=1).tolist() == [1.0, 1.0]
+    assert seen.argmax(axis=1).tolist() == [np.flatnonzero(batch).max() for batch in batches]
+
+
+def test_every_minibatch_is_marked_with_a_key_of_its_own():
+    def mark_by_key(batch, key):
+        return jnp.broadcast_to(jax.random.uniform(key), batch.tokens.shape)
+
+    seen = marked_updates(mark_by_key, epochs=3, minibatches=2)
+    drawn = seen.max(axis=1)
+    assert len(set(drawn.tolist())) == 6
+    np.testing.assert_array_equal(seen, drawn[:, None] * gradients(epochs=3, minibatches=2))
+
+
+def test_without_a_mark_nothing_is_marked():
+    def loss(outputs, batch):
+        assert batch.marked is None
+        return jnp.sum(outputs.logprobs), {}
+
+    both = {"policy": optax.sgd(0.1), "value": optax.sgd(0.1)}
+    update = make_update(forward, loss, token_weights, both)
+    update(
+        init_state(key=jax.random.key(0), params=PARAMS, optimizers=both),
+        EXPERIENCE,
+        jax.random.key(1),
+    )
+
+
+@functools.cache
+def covariant(make, microbatches):
+    """The gradients of two minibatches of a policy linear in the token, and the metrics."""
+    algorithm = make(share=0.3)
+    old = -1.0 + 3.0 * jnp.sin(jnp.arange(32.0)).reshape(8, 4)
+    experience = EXPERIENCE.replace(logprobs=old, advantages=RETURNS)
+    optimizers = {"policy": recorder(2)}
+    update = make_update(
+        forward,
+        algorithm.loss,
+        algorithm.weigh,
+        optimizers,
+        algorithm.mark,
+        minibatches=2,
+        microbatches=microbatches,
+    )
+
+    state = init_state(
+        key=jax.random.key(0),
+        params={"policy": PARAMS["policy"]},
+        optimizers=optimizers,
+        frozen={"value": PARAMS["value"]},
+    )
+    state, metrics = jax.jit(update)(state, experience, jax.random.key(1))
+    return state.opt_state["policy"][1]["slope"], metrics
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("make", [clip_cov, kl_cov])
+def test_micro_batches_mark_no_other_tokens(make, microbatches):
+    (slopes, metrics), (whole, whole_metrics) = covariant(make, microbatches), covariant(make, 1)
+    np.testing.assert_allclose(slopes, whole, rtol=1e-5, atol=1e-6)
+    assert 0.05 < float(whole_metrics["policy/marked"]) < 0.4
+    for name, metric in whole_metrics.items():
+        np.testing.assert_allclose(metrics[name], metric, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_metrics_are_means_over_the_updates():

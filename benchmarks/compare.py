@@ -1,0 +1,44 @@
+"""Runs of the embedded task side by side, all from the same warm start for each seed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rljax import launch
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def final_figures(root: Path, name: str, config: str, settings: list[str], seed: int) -> dict:
+    """The last held-out figures of a run, and its median seconds per step; it is made if it is not
+    there yet."""
+    start = _run(root / f"start-{seed}", ["addition.yaml", "steps=0"], seed)
+    policy = f"models.policy={{fn: {start / 'policy'}, remat: full}}"
+    settings = [config, policy, "warm_start=null", "tokenizer=null", *settings]
+    folder = _run(root / f"{name}-{seed}", settings, seed)
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["perf/step_seconds"] for line in lines]
+    return summary["after"] | {
+        "step_seconds": float(np.median(seconds)),
+        "steps": summary["steps"],
+        "before": summary["before"],
+    }
+
+
+def _run(folder: Path, settings: list[str], seed: int) -> Path:
+    if not (folder / "summary.json").exists():
+        config, *changes = settings
+        command = [str(CONFIGS / config), *changes, f"seed={seed}", f"run_dir={folder}"]
+        if launch.main(command):
+            raise SystemExit(f"{folder}: the run failed")
+    return folder
+
+
+def spread(runs: list[dict[str, Any]], figure: str, show: str = "{:.3f}") -> str:
+    """A figure over seeds: its mean, and the lowest and highest."""
+    values = [run[figure] for run in runs]
+    low, mean, high = (show.format(f(values)) for f in (min, np.mean, max))
+    return f"{mean} ({low}–{high})"

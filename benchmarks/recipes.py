@@ -1,0 +1,43 @@
+"""``python -m benchmarks.recipes``: every recipe on the embedded task, over seeds, as a table.
+
+Each recipe is its own file in ``configs/``. The runs are kept, so that the command goes on where it
+was stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.compare import CONFIGS, final_figures, spread
+
+COLUMNS = {
+    "accuracy_greedy": "{:.3f}",
+    "accuracy_sampled": "{:.3f}",
+    "length_mean": "{:.1f}",
+    "in_band_ratio": "{:.3f}",
+    "step_seconds": "{:.2f}",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__)
+    parser.add_argument("recipes", nargs="*", help="by default every file of configs/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where they lie")
+    options = parser.parse_args()
+    recipes = options.recipes or sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    rows = []
+    for recipe in recipes:
+        runs = [
+            final_figures(options.runs, recipe, f"{recipe}.yaml", [], seed)
+            for seed in options.seeds
+        ]
+        cells = [spread(runs, figure, show) for figure, show in COLUMNS.items()]
+        rows.append([recipe, str(runs[0]["steps"]), *cells])
+    header = ["recipe", "steps", *COLUMNS]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

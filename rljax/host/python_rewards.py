@@ -1,0 +1,175 @@
+"""What rewards in Python say of a rollout, as columns of its extras."""
+
+import reprlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float
+
+from rljax.errors import UserError
+from rljax.host.pool import Job, RewardPool
+from rljax.rewards.python import PythonReward
+from rljax.signatures import Failure, Outcome, Response
+from rljax.types import PYTHON_REWARD, ROW, Array, Rollout
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = 80  # characters of a prompt or a response in a message
+
+
+def _say(line: str) -> None:
+    print(f"rljax: {line}", file=sys.stderr)
+
+
+def make_scorer(
+    rewards: Mapping[str, PythonReward],
+    rows: list[dict[str, Any]],
+    tokenizer,
+    pool: RewardPool,
+    report: Callable[[str], None] = _say,
+) -> Callable[[Rollout], Rollout]:
+    """rollout -> rollout with a column of every reward, ``PYTHON_REWARD`` and its name, in its
+    extras: float32 [B], NaN where it failed, −inf where it does not apply.
+
+    Each process scores the rows that it holds, a row that several hold only once, and tells the
+    others. What fails is retried as often as the reward says, then counted, and ``report`` gets one
+    line for each reward.
+
+    Args:
+      rewards: by name.
+      rows: of the data; ``rollout.extras[ROW]`` leads to them.
+
+    Raises ``UserError`` if a row lacks what a reward reads; the function returned raises it if more
+    than a reward's ``max_failed_share`` of the rollout fails.
+    """
+    for name, reward in rewards.items():
+        for number, row in enumerate(rows, start=1):
+            if lack := reward.check(row):
+                raise UserError(f'reward "{name}": row {number} of the data: {lack}')
+    calls = {name: pool.prepare(reward.call) for name, reward in rewards.items()}
+
+    def score(rollout: Rollout) -> Rollout:
+        mine = _held(rollout.tokens)
+        at = np.flatnonzero(mine)
+        index = _local(rollout.extras[ROW])[at]
+        if (index < 0).any():
+            raise ValueError("rewards in Python need the data row of every response")
+        tokens, chosen = _local(rollout.tokens), _local(rollout.action_mask)
+        ids = [tokens[i][chosen[i]].tolist() for i in at]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
+        asked = [
+            Response(rows[r], text, kept) for r, text, kept in zip(index, texts, ids, strict=True)
+        ]
+
+        outcomes = _ask(rewards, calls, asked, pool)
+        values = np.full((len(rewards), len(mine)), np.nan, np.float32)
+        values[:, at] = [[_value(outcome) for outcome in outcomes[name]] for name in rewards]
+        values = _shared(values, mine)
+        columns = {}
+        for (name, reward), column in zip(rewards.items(), values, strict=True):
+            line = _describe(name, column, outcomes[name], asked, index)
+            if np.isnan(column).sum() > reward.max_failed_share * len(column):
+                raise UserError(f"{line}; more than max_failed_share={reward.max_failed_share:g}")
+            if line:
+                report(line)
+            columns[PYTHON_REWARD + name] = _placed(column, rollout.truncated)
+        return rollout.replace(extras=rollout.extras | columns)
+
+    return score
+
+
+def _ask(
+    rewards: Mapping[str, PythonReward],
+    calls: Mapping[str, bytes],
+    asked: list[Response],
+    pool: RewardPool,
+) -> dict[str, list[Outcome]]:
+    """Every reward's outcome for every response, after its retries."""
+    outcomes: dict[str, list[Outcome]] = {
+        name: [Failure("not asked")] * len(asked) for name in rewards
+    }
+    for tries in range(1 + max((reward.retries for reward in rewards.values()), default=0)):
+        parts, jobs = [], []
+        for name, reward in rewards.items():
+            failed = [i for i, x in enumerate(outcomes[name]) if isinstance(x, Failure)]
+            if tries > reward.retries or not failed:
+                continue
+            for part in [failed] if reward.batched else [[i] for i in failed]:
+                parts.append((name, part))
+                jobs.append(Job(calls[name], [asked[i] for i in part], reward.timeout_seconds))
+        for (name, part), values in zip(parts, pool.run(jobs), strict=True):
+            for i, value in zip(part, values, strict=True):
+                outcomes[name][i] = value
+    return outcomes
+
+
+def _value(outcome: Outcome) -> float:
+    if isinstance(outcome, Failure):
+        return np.nan
+    return -np.inf if outcome is None else outcome
+
+
+def _describe(
+    name: str,
+    column: Float[np.ndarray, " B"],
+    outcomes: list[Outcome],
+    asked: list[Response],
+    index: np.ndarray,
+) -> str:
+    """How many responses failed, and the first of them that this process holds."""
+    count = int(np.isnan(column).sum())
+    if not count:
+        return ""
+    line = f'reward "{name}" failed for {count} of {len(column)} responses'
+    failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
+    if not failed:
+        return f"{line}, all of them of other processes"
+    first = failed[0]
+    prompt = asked[first].row["prompt"]
+    prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return (
+        f"{line}; the first: {outcomes[first]}, on row {index[first] + 1} of the data, prompt "
+        f"{SHORT.repr(prompt)}, response {SHORT.repr(asked[first].text)}"
+    )
+
+
+def _held(column: Array) -> Bool[np.ndarray, " B"]:
+    """The rows of a column that this process holds, and holds first."""
+    if not isinstance(column, jax.Array):
+        return np.ones(len(column), bool)
+    held = np.zeros(len(column), bool)
+    for shard in column.addressable_shards:
+        if shard.replica_id == 0:
+            held[shard.index[0]] = True
+    return held
+
+
+def _local(column: Array) -> np.ndarray:
+    """A column as far as this process holds it, 0 elsewhere."""
+    if not isinstance(column, jax.Array):
+        return np.asarray(column)
+    local = np.zeros(column.shape, column.dtype)
+    shards = {str(shard.index): shard for shard in column.addressable_shards}  # each part once
+    for shard in shards.values():
+        local[shard.index] = shard.data
+    return local
+
+
+def _shared(
+    values: Float[np.ndarray, "R B"], mine: Bool[np.ndarray, " B"]
+) -> Float[np.ndarray, "R B"]:
+    """Values of all rows, each from the process that scored it."""
+    if jax.process_count() == 1:
+        return values
+    everyone, owns = multihost_utils.process_allgather((values, mine))  # [processes, ...]
+    return np.take_along_axis(everyone, owns.argmax(axis=0)[None, None], axis=0)[0]
+
+
+def _placed(column: Float[np.ndarray, " B"], like: Array) -> Array:
+    """A column laid out as another."""
+    if not isinstance(like, jax.Array):
+        return column
+    return jax.make_array_from_callback(column.shape, like.sharding, lambda rows: column[rows])

@@ -1,0 +1,107 @@
+"""What a run maximises: its algorithm, its rewards, and how they are shaped."""
+
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from rljax import algorithms, resolve, rewards, shaping
+from rljax.config import Config
+from rljax.errors import UserError, nearest
+from rljax.rewards import PythonReward
+from rljax.sampling import make_sampler
+from rljax.types import PYTHON_REWARD, Algorithm, Rollout, Score, Transform
+
+
+def context_of(config: Config, tokenizer) -> dict[str, Any]:
+    """What a run knows by itself, and fills in for a function that asks for it."""
+    return {
+        "tokenizer": tokenizer,
+        "vocab_size": len(tokenizer),
+        "seed": config.seed,
+        "budget_tokens": config.sampling.get("max_tokens"),
+        **config.length.model_dump(),
+    }
+
+
+def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
+    """The algorithm that a config names.
+
+    Raises ``UserError`` if it does not sample, or compares responses that the config does not ask
+    for.
+    """
+    algorithm = resolve.call(
+        config.algorithm, algorithms, context=context, where="algorithm", nested=shaping
+    )
+    _expect(algorithm, Algorithm, "algorithm")
+    if algorithm.estimate is None:
+        raise UserError("algorithm: one that samples is needed here, such as ppo")
+    group_size = config.sampling.get("group_size", resolve.defaults(make_sampler)["group_size"])
+    if algorithm.needs_groups and group_size == 1:
+        raise UserError(
+            "sampling.group_size=1: this algorithm compares the responses to one prompt, and needs "
+            "at least 2 of them"
+        )
+    return algorithm
+
+
+def make_shaper(config: Config, algorithm: Algorithm, context: Mapping[str, Any]) -> Transform:
+    """A chain: measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
+    first = {"measure": shaping.length_metrics(**config.length.model_dump()), **algorithm.shaping}
+    stages = {}
+    for name, node in config.shaping_stages().items():
+        if name in first or name in algorithm.filters:
+            raise UserError(f'shaping: the name "{name}" is taken, by a stage of the run\'s own')
+        stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")
+        _expect(stages[name], Transform, f"shaping.{name}")
+    return shaping.chain(**first, **stages, **algorithm.filters)
+
+
+def make_rewards(
+    config: Config, context: Mapping[str, Any]
+) -> tuple[Score, dict[str, PythonReward]]:
+    """The weighted sum of a config's rewards, and those of them that the host has to ask first."""
+    _check_rewards(config)
+    compiled, python = {}, {}
+    for name, node in config.rewards.items():
+        where = f"rewards.{name}"
+        if _is_python(node, where):
+            python[name] = resolve.call(node, rewards, context=context, where=where)
+            compiled[name] = functools.partial(_column, name=PYTHON_REWARD + name)
+        else:
+            compiled[name] = resolve.bind(node, rewards, context=context, where=where)
+    instead = {
+        name: reward.on_failure
+        for name, reward in python.items()
+        if reward.on_failure != "leave_out"
+    }
+    return rewards.weighted_sum(compiled, config.reward_weights, instead), python
+
+
+def _check_rewards(config: Config) -> None:
+    if not config.rewards:
+        raise UserError("rewards: at least one is needed")
+    for name in config.reward_weights:
+        if name not in config.rewards:
+            raise UserError(f'reward_weights: no reward "{name}"; {nearest(name, config.rewards)}')
+    names = [resolve.split(node, "rewards")[0] for node in config.rewards.values()]
+    if config.models.reward is not None and not any(n == "reward_model" or ":" in n for n in names):
+        raise UserError("models.reward: none of the rewards is a reward_model, so nothing reads it")
+
+
+def _is_python(node, where: str) -> bool:
+    """Whether a node's function makes a reward in Python, by what it says to return."""
+    function = resolve.function(resolve.split(node, where)[0], rewards, where)
+    try:
+        return typing.get_type_hints(function).get("return") is PythonReward
+    except Exception:  # names for type checkers alone, or no plain function
+        return False
+
+
+def _column(rollout: Rollout, *, name: str):
+    return rollout.extras[name]
+
+
+def _expect(value: Any, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{where}: must give a {kind.__name__}, gave {type(value).__name__}")

@@ -1,0 +1,79 @@
+"""What a run maximises: which algorithm fits its config, in which order rewards are shaped."""
+
+import builders
+import jax.numpy as jnp
+import pytest
+from tiny import CONFIG, SETTINGS
+
+from rljax.config import load_config
+from rljax.errors import UserError
+from rljax.objective import context_of, make_algorithm, make_rewards, make_shaper
+from rljax.tasks import character_tokenizer
+
+GROUPS = ("sampling.group_size=2", "optimizer.value=null")
+TOKENIZER = character_tokenizer()
+
+
+def objective(*overrides):
+    config = load_config(CONFIG, [*SETTINGS, *overrides])
+    context = context_of(config, TOKENIZER) | {"train_prompts": 64}
+    algorithm = make_algorithm(config, context)
+    return algorithm, make_shaper(config, algorithm, context), make_rewards(config, context)
+
+
+def test_an_algorithm_of_groups_is_refused_without_them():
+    with pytest.raises(UserError, match=r"sampling.group_size=1: .* at least 2"):
+        objective("algorithm=grpo")
+    assert objective("algorithm=grpo", *GROUPS)[0].needs_groups
+
+
+def test_an_algorithm_that_does_not_sample_is_refused():
+    with pytest.raises(UserError, match="one that samples"):
+        objective("algorithm=sft")
+
+
+def test_the_budget_of_the_sampler_reaches_the_algorithm_and_the_shaping():
+    algorithm, _, _ = objective("algorithm=dr_grpo", *GROUPS, "sampling.max_tokens=20")
+    mask = jnp.ones((2, 3), bool)
+    assert float(algorithm.weigh(mask)[0, 0]) == pytest.approx(1 / (2 * 20))
+    # Half of the budget is free, and the rest costs linearly.
+    stage = "shaping={overlong: {fn: soft_overlong, buffer_tokens: 10}}"
+    _, shaper, _ = objective(stage, "sampling.max_tokens=20")
+    rollout = builders.make_rollout([10, 15, 20], budget=20)
+    rewards, _, _ = shaper.apply(builders.make_rewards(rollout, [1.0] * 3), shaper.init(), rollout)
+    assert rewards.response.tolist() == [1.0, 0.5, 0.0]
+
+
+def test_stages_run_in_order_measure_then_the_algorithms_then_the_configs_then_filters():
+    _, shaper, _ = objective("algorithm=dapo", *GROUPS)
+    assert list(shaper.init()) == [
+        "measure",
+        "overlong",
+        "soft_overlong",
+        "length",
+        "kl",
+        "informative",
+    ]
+
+
+@pytest.mark.parametrize("name", ["measure", "soft_overlong", "informative"])
+def test_the_name_of_a_stage_of_the_runs_own_is_taken(name):
+    with pytest.raises(UserError, match=f'the name "{name}" is taken'):
+        objective("algorithm=dapo", *GROUPS, f"shaping={{{name}: kimi}}")
+
+
+def test_a_kl_in_the_loss_needs_a_reference_and_can_adapt():
+    coef = "algorithm={fn: grpo, kl_coef: {fn: adaptive_kl, start: 0.5}}"
+    _, shaper, _ = objective(coef, *GROUPS, "shaping=off")
+    assert shaper.needs_reference
+    assert float(shaper.init()["kl_loss"].value) == 0.5
+    _, shaper, _ = objective("algorithm={fn: grpo, kl_coef: 0.0}", *GROUPS, "shaping=off")
+    assert not shaper.needs_reference
+
+
+def test_rewards_in_python_are_told_apart_by_what_they_make():
+    _, _, (score, python) = objective("rewards.text={fn: trl_reward, function: math:fsum}")
+    assert list(python) == ["text"]
+    rollout = builders.make_rollout([2, 2], extras={})
+    with pytest.raises(UserError):  # the host has not asked it yet
+        score(rollout)
