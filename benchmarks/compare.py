@@ -40,5 +40,7 @@ def _run(folder: Path, settings: list[str], seed: int) -> Path:
 def spread(runs: list[dict[str, Any]], figure: str, show: str = "{:.3f}") -> str:
     """A figure over seeds: its mean, and the lowest and highest."""
     values = [run[figure] for run in runs]
+    if len(runs) == 1:
+        return show.format(values[0])
     low, mean, high = (show.format(f(values)) for f in (min, np.mean, max))
-    return f"{mean} ({low}–{high})"
+    return f"{mean} ({low} to {high})"

@@ -1,7 +1,4 @@
-"""A recipe of one's own: learn from what was better than its group, and from nothing that was worse.
-
-python -m rljax.launch ../configs/grpo.yaml 'algorithm={fn: best_of_group:best_of_group, clip_high: 4}'
-"""
+"""A recipe of one's own: learn from what did better than its group, and from nothing else."""
 
 from functools import partial
 

@@ -112,11 +112,14 @@ def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
     """With a response that fails here and there: it is counted, and the run goes on."""
     monkeypatch.chdir(tmp_path)
     Path("judge.py").write_text(
+        "def fails(text):\n"
+        "    return bool(set(text) & set('#ae'))\n"
         "def brevity(prompts, completions, answer, **columns):\n"
-        "    return [None if '9' in p else float('nan') if '#' in c else -len(c) / 10\n"
+        "    return [None if '9' in p else float('nan') if fails(c) else -len(c) / 10\n"
         "            for p, c in zip(prompts, completions)]\n"
     )
-    own = ["rewards.text={fn: trl_reward, function: 'judge:brevity'}", "warm_start=null", "steps=2"]
+    text = "{fn: trl_reward, function: 'judge:brevity', max_failed_share: 1}"
+    own = [f"rewards.text={text}", "warm_start=null", "steps=2"]
     assert launch.main([*SETTINGS, *own, "run_dir=run"]) == 0, capsys.readouterr()
     metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert sum(record["rewards/text/failed"] for record in metrics) > 0
@@ -124,12 +127,13 @@ def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
     samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
     for sample in samples:
         if "9" not in sample["prompt"]:
-            failed = "#" in sample["response"]
+            failed = bool(set(sample["response"]) & set("#ae"))
             assert (sample["reward_raw"] is None) == failed
     assert 'reward "text" failed for' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_builds(path, capsys):
-    assert launch.main([str(path), "--dry-run"]) == 0, capsys.readouterr().err
+    few = ["data.train.count=64", "warm_start.data.count=64", "warm_start.buckets=1"]
+    assert launch.main([str(path), *few, "--dry-run"]) == 0, capsys.readouterr().err
     assert "MiB per device" in capsys.readouterr().out
