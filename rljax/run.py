@@ -33,6 +33,7 @@ from rljax.types import Params, TrainState
 
 EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
 MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
+MANY_TRUNCATED = 0.5  # from this share on it is said
 WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
     "nll": "policy/nll",
@@ -202,12 +203,15 @@ class Run:
         """Runs a phase from where its state stands to its end."""
         done = int(state.step)
         changes: dict[str, float] = {}
+        warned: set[str] = set()
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             bar.step(step, {k: metrics[name] for k, name in SHOWN.items() if name in metrics})
             for name, value in moved_controllers(changes, metrics).items():
                 text = f"step {step}: {name} is now {value:.4g}"
                 self.terminal.say("controller", text, step=step, name=name, value=value)
+            for text in new_warnings(warned, metrics):
+                self.terminal.say("warning", f"step {step}: {text}", step=step, text=text)
             if self._interrupted():
                 raise KeyboardInterrupt
 
@@ -331,3 +335,17 @@ def moved_controllers(seen: dict[str, float], metrics: dict[str, float]) -> dict
     moved = {name: metrics[name] for name, n in counts.items() if n > seen.get(name, n)}
     seen.update(counts)
     return moved
+
+
+def new_warnings(said: set[str], metrics: dict[str, float]) -> list[str]:
+    """What in a step's metrics a person should know of; ``said`` keeps it from being said twice."""
+    cut_off = metrics.get("truncated_ratio", 0.0)
+    found = {
+        "truncated": cut_off > MANY_TRUNCATED
+        and f"{cut_off:.0%} of the responses are cut off by the budget, sampling.max_tokens",
+        "left out": metrics.get("left_out_ratio") == 1.0
+        and "every response is left out, so that nothing is learned from this step",
+    }
+    new = {name: text for name, text in found.items() if text and name not in said}
+    said.update(new)
+    return list(new.values())

@@ -1,6 +1,7 @@
 """The house: every module imports lower floors or its own package, never sideways or up."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import rljax
@@ -53,3 +54,9 @@ def test_imports_go_down():
             if target != room and floor_of(target) >= floor_of(room):
                 wrong.append(f"{path.relative_to(ROOT)} imports {target}")
     assert wrong == []
+
+
+def test_tunix_2047_an_accelerator_was_a_hard_dependency():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert [name for name in project["dependencies"] if name.startswith("jax[")] == []
+    assert {"cuda", "tpu"} <= project["optional-dependencies"].keys()

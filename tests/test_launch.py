@@ -93,7 +93,7 @@ def test_output_that_is_no_terminal_is_json_lines(undisturbed):
     assert len(out.splitlines()) < 60
 
 
-def test_killed_and_resumed_ends_bitwise_where_undisturbed_does(undisturbed, tmp_path):
+def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
     """SIGKILL in the warm start, between steps, and while a checkpoint is being written."""
     expected, _ = undisturbed
 

@@ -1,6 +1,6 @@
-"""What a run notices of its controllers."""
+"""What a run notices in its metrics."""
 
-from rljax.run import moved_controllers
+from rljax.run import moved_controllers, new_warnings
 
 
 def test_a_controller_that_moved_is_named_once_with_its_new_value():
@@ -12,3 +12,19 @@ def test_a_controller_that_moved_is_named_once_with_its_new_value():
     assert moved_controllers(seen, metrics(2, 2.25)) == {}
     assert moved_controllers(seen, metrics(3, 3.375)) == {"shaping/length/weight": 3.375}
     assert moved_controllers(seen, metrics(3, 3.375)) == {}
+
+
+def test_trl_5697_most_responses_were_truncated_without_a_warning():
+    said = set()
+    assert new_warnings(said, {"truncated_ratio": 0.5, "left_out_ratio": 0.9}) == []
+    (text,) = new_warnings(said, {"truncated_ratio": 0.97})
+    assert "97% of the responses are cut off" in text
+    assert new_warnings(said, {"truncated_ratio": 0.99}) == []  # once
+
+
+def test_a_step_that_teaches_nothing_is_said_once():
+    said = set()
+    assert new_warnings(said, {"nll": 1.0}) == []
+    (text,) = new_warnings(said, {"left_out_ratio": 1.0})
+    assert "nothing is learned" in text
+    assert new_warnings(said, {"left_out_ratio": 1.0}) == []

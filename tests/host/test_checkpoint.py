@@ -100,7 +100,7 @@ def saved(tmp_path_factory):
     [mesh_of(1), CUBE, mesh_of(8, fsdp=8), mesh_of(4, data=2, tensor=2)],
     ids=lambda mesh: "x".join(map(str, mesh.shape.values())),
 )
-def test_restored_bitwise_onto_any_mesh(saved, mesh):
+def test_verl_1377_no_other_topology_could_resume(saved, mesh):
     folder, state = saved
     wanted = abstract(mesh)
     with opened(folder) as checkpoints:

@@ -148,7 +148,7 @@ def test_the_largest_whole_numbers_stay_what_they_are(number):
     assert table([{"prompt": "1+1=", "id": number}]).extras["id"].tolist() == [number]
 
 
-def test_batches_are_a_function_of_their_index():
+def test_tunix_maxtext_openrlhf_a_resume_forgot_the_data_position():
     rows = [{"prompt": f"{i}+1=", "index": i} for i in range(7)]
 
     def batches(seed=0):

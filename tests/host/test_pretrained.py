@@ -280,7 +280,7 @@ EOS = "</s>"
         ([], {}, None),
     ],
 )
-def test_a_pad_token_that_is_no_eos(special, roles, expected):
+def test_tunix_pad_was_eos_and_eos_left_the_loss(special, roles, expected):
     tokenizer = tokenizer_of(EOS, *special, eos_token=EOS, **roles)
     eos_ids = (tokenizer.eos_token_id,)
     if expected is None:

@@ -77,7 +77,7 @@ def test_equals_an_independent_llama_under_hugging_face_names(tied):
         np.testing.assert_allclose(row, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_left_padding_changes_nothing():
+def test_maxtext_4016_attended_to_padding():
     padded = jnp.pad(TOKENS, [(0, 0), (3, 0)])
     mask = jnp.pad(MASK, [(0, 0), (3, 0)])
     np.testing.assert_allclose(

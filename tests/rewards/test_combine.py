@@ -17,7 +17,7 @@ REWARDS = {
 }
 
 
-def test_by_hand():
+def test_trl_5352_the_logged_reward_ignored_its_weights():
     total, _, _, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
     assert total.tolist() == [1.5, -1.0, 0.5]
     assert float(metrics["rewards/length/mean"]) == 2.0

@@ -47,7 +47,7 @@ def test_shapes_groups_and_extras(rollout):
     np.testing.assert_array_equal(rollout.tokens[:, :WIDTH], PROMPTS.tokens.repeat(4, axis=0))
 
 
-def test_a_response_ends_with_its_eos_which_is_an_action(rollout):
+def test_tunix_the_eos_was_cut_off_and_never_trained(rollout):
     for tokens, actions, truncated in zip(
         rollout.tokens, rollout.action_mask, rollout.truncated, strict=True
     ):

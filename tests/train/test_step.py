@@ -70,7 +70,7 @@ def test_the_loss_does_depend_on_minibatches(one_device):
         assert_same(one_device, train(tiny_build(*GROUPS, "update.minibatches=4")))
 
 
-def test_traced_and_compiled_once_in_many_steps():
+def test_easydel_recompiled_every_step():
     built = tiny_build()
     state, step = begin_training(built)
     events = []
@@ -104,7 +104,7 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-def test_every_step_draws_anew():
+def test_tunix_every_step_drew_the_same_noise():
     built = tiny_build()
     state, step = begin_training(built)
     with jax.set_mesh(built.mesh):

@@ -69,7 +69,7 @@ def gradients(**counts):
 @pytest.mark.parametrize(
     ("epochs", "minibatches", "microbatches"), [(1, 1, 1), (3, 1, 2), (2, 4, 1), (2, 2, 4)]
 )
-def test_every_row_is_used_once_in_every_epoch(epochs, minibatches, microbatches):
+def test_tunix_every_minibatch_made_a_rollout_of_its_own(epochs, minibatches, microbatches):
     counts = {"epochs": epochs, "minibatches": minibatches, "microbatches": microbatches}
     seen = gradients(**counts)
     assert seen.shape == (epochs * minibatches, ROWS)  # as many updates
@@ -305,7 +305,7 @@ def test_metrics_are_means_over_the_updates():
         ((24, 2, 2, 4), "over 4 row shard(s); 16 or 32 would"),  # each micro-batch over the shards
     ],
 )
-def test_rows_that_do_not_divide_are_refused_with_the_numbers_that_would(counts, said):
+def test_verl_473_606_a_divisibility_assert_in_the_users_face(counts, said):
     with pytest.raises(UserError) as error:
         check_rows(*counts)
     assert said in str(error.value)
