@@ -5,35 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rljax import launch
+from rljax.config import load_config, resolved
+from rljax.run import check_same_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def final_figures(root: Path, name: str, config: str, settings: list[str], seed: int) -> dict:
-    """The last held-out figures of a run, and its median seconds per step; it is made if it is not
-    there yet."""
+    """The held-out figures before and after a run, which is made if it is not there yet."""
     start = _run(root / f"start-{seed}", ["addition.yaml", "steps=0"], seed)
     policy = f"models.policy={{fn: {start / 'policy'}, remat: full}}"
     settings = [config, policy, "warm_start=null", "tokenizer=null", *settings]
     folder = _run(root / f"{name}-{seed}", settings, seed)
     summary = json.loads((folder / "summary.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["perf/step_seconds"] for line in lines]
-    return summary["after"] | {
-        "step_seconds": float(np.median(seconds)),
-        "steps": summary["steps"],
-        "before": summary["before"],
-    }
+    return summary["after"] | {"steps": summary["steps"], "before": summary["before"]}
 
 
 def _run(folder: Path, settings: list[str], seed: int) -> Path:
-    if not (folder / "summary.json").exists():
-        config, *changes = settings
-        command = [str(CONFIGS / config), *changes, f"seed={seed}", f"run_dir={folder}"]
-        if launch.main(command):
-            raise SystemExit(f"{folder}: the run failed")
+    config, *changes = settings
+    changes = [*changes, f"seed={seed}", f"run_dir={folder}"]
+    if (folder / "summary.json").exists():
+        then = yaml.safe_load((folder / "config.yaml").read_text())
+        check_same_run(then, resolved(load_config(CONFIGS / config, changes)), folder)
+    elif launch.main([str(CONFIGS / config), *changes]):
+        raise SystemExit(f"{folder}: the run failed")
     return folder
 
 

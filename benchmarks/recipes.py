@@ -14,7 +14,6 @@ COLUMNS = {
     "accuracy_sampled": "{:.3f}",
     "length_mean": "{:.1f}",
     "in_band_ratio": "{:.3f}",
-    "step_seconds": "{:.2f}",
 }
 
 

@@ -133,7 +133,7 @@ def dapo(
     *,
     budget_tokens: int,
     buffer_tokens: int | None = None,
-    overlong_penalty: float = 1.0,
+    overlong_penalty: float | None = 1.0,
     filter_overlong: bool = True,
     refill_rounds: int = 3,
     clip_low: float = 0.2,
@@ -144,22 +144,23 @@ def dapo(
 
     Groups whose raw rewards are all alike are sampled anew from other prompts, up to
     ``refill_rounds`` times in all, and left out where that did not help. Responses that the budget
-    cut off are left out (``filter_overlong``), and those near it pay (``soft_overlong``).
+    cut off are left out (``filter_overlong``), and those near it pay (``soft_overlong``), unless
+    ``overlong_penalty`` is None.
     Source: Yu et al. 2025, arXiv 2503.14476, eqs. 8 to 13.
     """
-    overlong = {"overlong": shaping.overlong_filter()} if filter_overlong else {}
+    near = {}
+    if overlong_penalty is not None:
+        near["soft_overlong"] = shaping.soft_overlong(
+            budget_tokens, buffer_tokens, penalty=overlong_penalty
+        )
     return policy_gradient(
         advantages.group_relative,
         _surrogate(clip_low, clip_high),
         entropy_coef=entropy_coef,
-        shaping=overlong
-        | {
-            "soft_overlong": shaping.soft_overlong(
-                budget_tokens, buffer_tokens, penalty=overlong_penalty
-            )
-        },
+        shaping=near,
         filters={"informative": shaping.informative_groups()},
         refill_rounds=refill_rounds,
+        learns_truncated=not filter_overlong,
         needs_groups=True,
     )
 

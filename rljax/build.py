@@ -20,7 +20,7 @@ from rljax.host.weights import Weights
 from rljax.logprobs import hidden_logprobs, hidden_values
 from rljax.losses import make_correction
 from rljax.models import DecoderConfig
-from rljax.objective import context_of, make_algorithm, make_rewards, make_shaper
+from rljax.objective import check_groups, context_of, make_algorithm, make_rewards, make_shaper
 from rljax.roles import Networks, Trees, make_networks
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
@@ -76,6 +76,7 @@ class Evaluation(NamedTuple):
     draw: Draw
     between: Between
     judge: Callable[[TrainState, Rollout], Judged]
+    shaped: bool  # shaping tells of a response by itself, whatever its group
 
 
 class Build(NamedTuple):
@@ -89,6 +90,7 @@ class Build(NamedTuple):
     sample: Callable[..., Rollout]
     evaluation: Evaluation
     pool: RewardPool  # the processes that rewards in Python run in; none are started before
+    group_rows: int  # responses to a prompt in a step, a yardstick included
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -117,6 +119,7 @@ def build(
     context["train_prompts"] = len(table)
     algorithm = make_algorithm(config, context)
     shaper = make_shaper(config, algorithm, context)
+    check_groups(config, algorithm, shaper)
     compiled_score, python_rewards = make_rewards(config, context)
 
     networks = make_networks(
@@ -145,7 +148,9 @@ def build(
     foreign = check_tokens(networks, tokenizer, columns)
     temperature = sample.keywords["temperature"]
     score = make_score(roles, compiled_score)
-    judge = make_judge(roles, score, shaper, temperature=temperature)
+    judge = make_judge(
+        roles, score, shaper, temperature=temperature, yardstick=algorithm.needs_greedy
+    )
 
     update = resolve.defaults(make_update) | resolve.arguments(
         make_update, config.update, context={}, where="update"
@@ -179,14 +184,16 @@ def build(
                 "needs rewards that are compiled, and the host has a part in these; with 1, groups "
                 "that have nothing to teach are left out, and no others sampled in their place"
             )
-        draw = make_refilled_draw(draw, score, rounds=algorithm.refill_rounds)
+        draw = make_refilled_draw(
+            draw, score, rounds=algorithm.refill_rounds, truncated=algorithm.learns_truncated
+        )
     correction = None
     if config.correction is not None:
         correction = make_correction(
             **resolve.arguments(make_correction, config.correction, context={}, where="correction")
         )
     appraise = make_appraise(
-        roles, judge, algorithm.estimate, temperature=temperature, correct=correction
+        roles, judge, algorithm.estimate, temperature=temperature, correction=correction
     )
     if algorithm.needs_greedy:
         appraise = without_yardsticks(appraise, group_size)
@@ -241,8 +248,10 @@ def build(
             make_draw_both(roles, sample),
             between(heldout),
             judge_heldout,
+            shaped=not shaper.needs_groups,
         ),
         pool=pool,
+        group_rows=group_size + algorithm.needs_greedy,
     )
 
 

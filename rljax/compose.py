@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 import jax.numpy as jnp
 
+from rljax import kl
 from rljax.errors import UserError
-from rljax.kl import kl_estimator
 from rljax.losses import make_weigh
 from rljax.shaping import kl_in_loss
 from rljax.types import (
@@ -40,6 +40,7 @@ def policy_gradient(
     shaping: Mapping[str, Transform] = MappingProxyType({}),
     filters: Mapping[str, Transform] = MappingProxyType({}),
     refill_rounds: int = 1,
+    learns_truncated: bool = True,
     needs_groups: bool = False,
     needs_greedy: bool = False,
 ) -> Algorithm:
@@ -58,6 +59,7 @@ def policy_gradient(
       shaping: stages of the algorithm's own, before those of the config.
       filters: and behind them, such as one that leaves whole groups out.
       refill_rounds: how often sampling is repeated, at most, for groups that have nothing to teach.
+      learns_truncated: if not, responses that the budget cut off are left out.
       needs_groups: the estimate compares the responses to one prompt.
       needs_greedy: and compares them with the greedy response, which is drawn beside them.
 
@@ -67,7 +69,7 @@ def policy_gradient(
         raise UserError(f"entropy_coef must not be negative; got {entropy_coef}")
     if refill_rounds < 1:
         raise UserError(f"refill_rounds must be at least 1; got {refill_rounds}")
-    divergence = _kl_estimator(kl_estimator, in_loss=True)
+    divergence = kl.kl_estimator(kl_estimator, in_loss=True)
     if kl_coef != 0.0:
         shaping = {**shaping, "kl_loss": kl_in_loss(kl_coef, estimator=kl_estimator)}
 
@@ -94,9 +96,9 @@ def policy_gradient(
             }
         tokens = tokens - entropy_coef * outputs.entropy
         if batch.kl_coef is not None:
-            kl = divergence(outputs.logprobs, batch.ref_logprobs)
-            tokens = tokens + batch.kl_coef[:, None] * kl
-            metrics["policy/kl_loss"] = mean(kl)
+            distance = divergence(outputs.logprobs, batch.ref_logprobs)
+            tokens = tokens + batch.kl_coef[:, None] * distance
+            metrics["policy/kl_loss"] = mean(distance)
         metrics |= {f"policy/{name}": mean(stat) for name, stat in stats.items()}
         return jnp.sum(batch.loss_weights * tokens), metrics
 
@@ -108,10 +110,8 @@ def policy_gradient(
         shaping=shaping,
         filters=filters,
         refill_rounds=refill_rounds,
+        learns_truncated=learns_truncated,
         needs_value=value_loss is not None,
         needs_groups=needs_groups,
         needs_greedy=needs_greedy,
     )
-
-
-_kl_estimator = kl_estimator

@@ -92,12 +92,12 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
 
-    @pydantic.field_validator("optimizer", mode="before")
+    @pydantic.field_validator("optimizer", "rewards", mode="before")
     @classmethod
     def _none(cls, value):
-        """Null takes away the settings of a role that the config extended has."""
+        """Null takes away what the config extended has."""
         if isinstance(value, dict):
-            return {role: given for role, given in value.items() if given is not None}
+            return {name: given for name, given in value.items() if given is not None}
         return value
 
     @pydantic.field_validator("shaping", mode="before")
@@ -156,7 +156,16 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     seen = (*extended_by, path.resolve())
     if not isinstance(base, str) or (path.parent / base).resolve() in seen:
         raise UserError(f"{path}: extends: expected the name of another file, got {base!r}")
-    return _laid_over(_read(path.parent / base, seen), tree)
+    return _laid_over(_anchored(_read(path.parent / base, seen), (path.parent / base).parent), tree)
+
+
+def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tree with the data files that lie beside it named from anywhere."""
+    for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
+        source = (tree.get(section) or {}).get(key)
+        if isinstance(source, str) and not Path(source).exists() and (folder / source).exists():
+            tree[section][key] = str((folder / source).resolve())
+    return tree
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +174,8 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = below.get(key)
+        if isinstance(value, dict) and isinstance(old, str) and "fn" not in value:
+            old = {"fn": old}
         both = isinstance(value, dict) and isinstance(old, dict)
         if both and value.get("fn", old.get("fn")) == old.get("fn"):
             value = _laid_over(old, value)

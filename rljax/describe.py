@@ -21,7 +21,7 @@ def describe(built: Build, config: Config) -> dict[str, str]:
     }
     memory = {role: bytes_per_device(tree, role_places[role]) for role, tree in roles.items()}
     memory["optimizer"] = bytes_per_device(state.opt_state, places.opt_state)
-    prompts, group = config.data.prompts_per_step, sampling["group_size"]
+    prompts, group = config.data.prompts_per_step, built.group_rows
     columns = config.data.max_prompt_tokens + sampling["max_tokens"]
     cache = jax.eval_shape(
         lambda: built.networks.roles["policy"].model.init_cache(prompts * group, columns)

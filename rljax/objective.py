@@ -27,8 +27,7 @@ def context_of(config: Config, tokenizer) -> dict[str, Any]:
 def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
     """The algorithm that a config names.
 
-    Raises ``UserError`` if it does not sample, or compares responses that the config does not ask
-    for.
+    Raises ``UserError`` if it does not sample.
     """
     algorithm = resolve.call(
         config.algorithm, algorithms, context=context, where="algorithm", nested=shaping
@@ -36,18 +35,26 @@ def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
     _expect(algorithm, Algorithm, "algorithm")
     if algorithm.estimate is None:
         raise UserError("algorithm: one that samples is needed here, such as ppo")
-    group_size = config.sampling.get("group_size", resolve.defaults(make_sampler)["group_size"])
-    if algorithm.needs_groups and group_size == 1:
-        raise UserError(
-            "sampling.group_size=1: this algorithm compares the responses to one prompt, and needs "
-            "at least 2 of them"
-        )
     return algorithm
+
+
+def check_groups(config: Config, algorithm: Algorithm, shaper: Transform) -> None:
+    """Raises ``UserError`` if there is but one response to a prompt where several are compared."""
+    group_size = config.sampling.get("group_size", resolve.defaults(make_sampler)["group_size"])
+    if group_size == 1 and (algorithm.needs_groups or shaper.needs_groups):
+        what = "the algorithm" if algorithm.needs_groups else "a shaping stage"
+        raise UserError(
+            f"sampling.group_size=1: {what} compares the responses to one prompt, and needs at "
+            "least 2 of them"
+        )
 
 
 def make_shaper(config: Config, algorithm: Algorithm, context: Mapping[str, Any]) -> Transform:
     """A chain: measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
-    first = {"measure": shaping.length_metrics(**config.length.model_dump()), **algorithm.shaping}
+    first = {"measure": shaping.length_metrics(**config.length.model_dump())}
+    if not algorithm.learns_truncated:
+        first["overlong"] = shaping.overlong_filter()
+    first |= algorithm.shaping
     stages = {}
     for name, node in config.shaping_stages().items():
         if name in first or name in algorithm.filters:

@@ -104,7 +104,7 @@ class Run:
     def evaluate(self, state: TrainState):
         """Held-out prompts, answered greedily and as sampled, always with the same draws."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION)
-        prompts, draw, between, judge = self.built.evaluation
+        prompts, draw, between, judge, shaped = self.built.evaluation
         if self._evaluation is None:
             with self._compiling("evaluation"):
                 rows = row_sharding(self.built.mesh)
@@ -122,6 +122,7 @@ class Run:
             scored.counted,
             self.built.tokenizer,
             **self.config.length.model_dump(),
+            shaped=shaped,
         )
 
     def _open_folder(self) -> None:

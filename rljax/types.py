@@ -59,6 +59,7 @@ class Rollout:
     ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
     values: Float[Array, "B T"] | None = None  # of the value model
     reward_model: Float[Array, " B"] | None = None  # the reward model's score of the whole row
+    metrics: Metrics = struct.field(default_factory=dict)  # of the drawing
 
     @property
     def lengths(self) -> Int[Array, " B"]:
@@ -164,6 +165,7 @@ class Transform(NamedTuple):
     init: Callable[[], State]
     apply: Callable[[Rewards, State, Rollout], tuple[Rewards, State, Metrics]]
     needs_reference: bool = False  # reads rollout.ref_logprobs
+    needs_groups: bool = False  # compares the responses to one prompt
 
 
 class Controller(NamedTuple):
@@ -171,7 +173,7 @@ class Controller(NamedTuple):
 
     init: Callable[[], State]
     value: Callable[[State], Float[Array, ""]]
-    update: Callable[[State, Array, int], State]  # (state, measured, rows in the batch)
+    update: Callable[[State, Array, Array], State]  # (state, measured, responses that count)
 
 
 class Outputs(NamedTuple):
@@ -211,6 +213,7 @@ class Algorithm(NamedTuple):
     shaping: Mapping[str, Transform] = MappingProxyType({})  # stages before those of the config
     filters: Mapping[str, Transform] = MappingProxyType({})  # and behind them
     refill_rounds: int = 1  # of sampling, until enough groups have something to teach
+    learns_truncated: bool = True  # False: responses that the budget cut off are left out
     needs_value: bool = False  # trains a value model beside the policy
     needs_groups: bool = False  # compares the responses to one prompt
     needs_greedy: bool = False  # compares them with the prompt's greedy response

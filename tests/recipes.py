@@ -9,7 +9,7 @@ from builders import make_rollout
 from rljax import algorithms
 from rljax.advantages import learned_tokens
 from rljax.losses import token_weights
-from rljax.shaping import chain
+from rljax.shaping import chain, overlong_filter
 from rljax.types import Experience, Outputs
 
 RECIPES = {name: getattr(algorithms, name) for name in algorithms.__all__}
@@ -43,7 +43,8 @@ def make(name, **keywords):
 
 def appraised(algorithm, rewards, rollout=ROLLOUT):
     """What is learned from, and what the stages of the algorithm made of the rewards."""
-    stages = chain(**algorithm.shaping, **algorithm.filters)
+    overlong = {} if algorithm.learns_truncated else {"overlong": overlong_filter()}
+    stages = chain(**overlong, **algorithm.shaping, **algorithm.filters)
     rewards, _, _ = stages.apply(rewards, stages.init(), rollout)
     advantages = returns = None
     if algorithm.estimate is not None:

@@ -13,7 +13,7 @@ from tiny import SETTINGS
 
 from rljax import algorithms, launch, rewards, shaping
 from rljax.config import load_config
-from rljax.objective import context_of, make_algorithm, make_shaper
+from rljax.objective import check_groups, context_of, make_algorithm, make_shaper
 from rljax.tasks import character_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -91,12 +91,15 @@ def nodes(heading: str) -> list[str]:
 def test_every_algorithm_of_the_page_builds(node):
     config = load_config(ROOT / "configs" / "addition.yaml", [f"algorithm={node}", *GROUPS])
     context = context_of(config, character_tokenizer())
-    make_shaper(config, make_algorithm(config, context), context)
+    algorithm = make_algorithm(config, context)
+    check_groups(config, algorithm, make_shaper(config, algorithm, context))
 
 
 @pytest.mark.parametrize("node", [n for n in nodes("Length methods") if "algorithm:" not in n])
 def test_every_length_method_of_the_page_builds(node):
-    config = load_config(ROOT / "configs" / "addition.yaml", [f"shaping={{length: {node}}}"])
+    config = load_config(
+        ROOT / "configs" / "addition.yaml", [f"shaping={{length: {node}}}", *GROUPS]
+    )
     context = context_of(config, character_tokenizer()) | {"train_prompts": 8}
     make_shaper(config, make_algorithm(config, context), context)
 

@@ -7,7 +7,7 @@ from tiny import CONFIG, SETTINGS
 
 from rljax.config import load_config
 from rljax.errors import UserError
-from rljax.objective import context_of, make_algorithm, make_rewards, make_shaper
+from rljax.objective import check_groups, context_of, make_algorithm, make_rewards, make_shaper
 from rljax.tasks import character_tokenizer
 
 GROUPS = ("sampling.group_size=2", "optimizer.value=null")
@@ -21,10 +21,23 @@ def objective(*overrides):
     return algorithm, make_shaper(config, algorithm, context), make_rewards(config, context)
 
 
-def test_an_algorithm_of_groups_is_refused_without_them():
-    with pytest.raises(UserError, match=r"sampling.group_size=1: .* at least 2"):
-        objective("algorithm=grpo")
-    assert objective("algorithm=grpo", *GROUPS)[0].needs_groups
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("algorithm=grpo", "the algorithm compares"),
+        ("shaping.length=kimi", "a shaping stage compares"),
+        ("shaping.some=informative_groups", "a shaping stage compares"),
+    ],
+)
+def test_what_compares_the_responses_to_a_prompt_is_refused_without_groups(setting, said):
+    def check(*overrides):
+        algorithm, shaper, _ = objective(*overrides)
+        check_groups(load_config(CONFIG, [*SETTINGS, *overrides]), algorithm, shaper)
+
+    with pytest.raises(UserError, match=rf"sampling.group_size=1: {said} .* at least 2"):
+        check(setting)
+    check(setting, *GROUPS)
+    check()
 
 
 def test_an_algorithm_that_does_not_sample_is_refused():

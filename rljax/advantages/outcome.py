@@ -1,9 +1,10 @@
-"""Advantages without a critic: one number per response, against a baseline from its group.
+"""Advantages without a critic, against a baseline from the group or from the batch.
 
-Throughout, R is all that a response earned (``rewards.shaped``: a KL penalty per token included),
-μ and σ are its group's mean and unbiased standard deviation, and G the group's size, over the
-responses that count. A response that does not count, or is alone in its group, gets 0. The same
-number stands on each of a response's tokens. None gives returns.
+R is all that a response earned (``rewards.shaped``: a KL penalty per token included), μ and σ are
+its group's mean and unbiased standard deviation, and G the group's size, over the responses that
+count. A response that does not count gets 0, and so does one that is alone in a group that it is
+compared with. REINFORCE++ and ReMax have a number for each token; in all others a response's number
+stands on each of its tokens. None gives returns.
 """
 
 from typing import Literal

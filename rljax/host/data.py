@@ -150,9 +150,8 @@ class PromptTable:
         self.mask = np.arange(max_prompt_tokens) >= max_prompt_tokens - lengths[:, None]
         names = [name for name in rows[0] if name != "prompt"]
         for name in names:
-            if name not in RESERVED and not name.startswith(PYTHON_REWARD):
-                continue
-            raise UserError(f'{source}: a column cannot be called "{name}": rljax uses that name')
+            if name in RESERVED or name.startswith(PYTHON_REWARD):
+                raise UserError(f'{source}: a column cannot be called "{name}": rljax uses it')
         columns = {name: _column(rows, name, tokenizer, source) for name in names}
         self.extras = {name: values for name, values in columns.items() if values is not None}
         self.extras[ROW] = np.arange(len(rows), dtype=np.int32)

@@ -15,10 +15,19 @@ class Evaluated(NamedTuple):
 
 
 def summarise(
-    rollout, rewards, scored, tokenizer, *, min_tokens: int, max_tokens: int
+    rollout,
+    rewards,
+    scored,
+    tokenizer,
+    *,
+    min_tokens: int,
+    max_tokens: int,
+    shaped: bool = True,
 ) -> Evaluated:
     """Takes host arrays, two rows per prompt: greedy, then sampled; ``scored`` is False for those
-    that a reward in Python failed for, which enter no figure of accuracy or reward.
+    that a reward in Python failed for, which enter no figure of accuracy or reward. If not
+    ``shaped``, nothing is said of the shaped reward: it is one among others to the same prompt,
+    which an evaluation does not have.
 
     ``accuracy_greedy`` and ``accuracy_sampled`` are shares of correct responses; the rest is of the
     sampled ones: ``length_mean`` in tokens, ``in_band_ratio``, ``truncated_ratio``,
@@ -27,7 +36,7 @@ def summarise(
     greedy, sampled = slice(0, None, 2), slice(1, None, 2)
     correct, lengths = np.asarray(rewards.correct), np.asarray(rollout.lengths)
     in_band = np.asarray(band_distance(lengths, min_tokens, max_tokens)) == 0
-    shaped = np.asarray(rewards.shaped)
+    shaped_rewards = np.asarray(rewards.shaped)
 
     def mean(values, rows: slice) -> float:
         return float(values[rows][scored[rows]].mean()) if scored[rows].any() else 0.0
@@ -39,8 +48,9 @@ def summarise(
         "in_band_ratio": in_band[sampled].mean(),
         "truncated_ratio": rollout.truncated[sampled].mean(),
         "reward_mean": mean(rewards.raw, sampled),
-        "reward_shaped_mean": mean(shaped, sampled),
     }
+    if shaped:
+        figures["reward_shaped_mean"] = mean(shaped_rewards, sampled)
     if not scored.all():
         figures["failed_ratio"] = 1.0 - scored.mean()
     prompts = tokenizer.batch_decode(_select(rollout.tokens, rollout.mask & ~rollout.action_mask))
@@ -55,7 +65,7 @@ def summarise(
             "length_tokens": int(lengths[row]),
             "truncated": bool(rollout.truncated[row]),
             "reward_raw": float(rewards.raw[row]) if scored[row] else None,
-            "reward_shaped": float(shaped[row]) if scored[row] else None,
+            "reward_shaped": float(shaped_rewards[row]) if scored[row] and shaped else None,
         }
         for row in range(len(lengths))
     ]

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+KINDS = ("raw", "shaped")  # of rewards
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 
 
@@ -61,14 +62,14 @@ class Terminal:
         table = Table(title=title, title_justify="left")
         table.add_column("prompt")
         table.add_column("response", overflow="fold")
-        for heading in ("tokens", "raw", "shaped"):
+        for heading in ("tokens", *KINDS):
             table.add_column(heading, justify="right")
         for s in samples:
             table.add_row(
                 *(_literal(s["prompt"]), _literal(s["response"]), str(s["length_tokens"])),
                 *(
-                    "failed" if s[name] is None else f"{s[name]:.2f}"
-                    for name in ("reward_raw", "reward_shaped")
+                    "" if s[f"reward_{kind}"] is None else f"{s[f'reward_{kind}']:.2f}"
+                    for kind in KINDS
                 ),
             )
         self.console.print(table)

@@ -1,7 +1,8 @@
 """Losses over tokens, and how they become one number. None of them knows a network."""
 
 from rljax.losses.aggregate import make_weigh, token_weights
-from rljax.losses.correction import Correct, make_correction
+from rljax.losses.correction import Correction, make_correction
+from rljax.losses.marks import mark_most_covariant, mark_random_covariant
 from rljax.losses.policy import (
     cispo,
     clip_cov,
@@ -9,15 +10,13 @@ from rljax.losses.policy import (
     gmpo,
     gspo,
     kl_cov,
-    mark_most_covariant,
-    mark_random_covariant,
     reinforce,
     sapo,
 )
 from rljax.losses.value import clipped_value_loss, explained_variance
 
 __all__ = [
-    "Correct",
+    "Correction",
     "cispo",
     "clip_cov",
     "clipped_surrogate",

@@ -17,33 +17,30 @@ from rljax.types import Metrics, Rollout
 
 # (log-probs [B, T] of the policy of now, rollout, the rows that count)
 # -> the weight of each token, the rows that are kept, metrics
-Correct = Callable[[Array, Rollout, Array], tuple[Float[Array, "B T"], Bool[Array, " B"], Metrics]]
+Correction = Callable[
+    [Array, Rollout, Array], tuple[Float[Array, "B T"], Bool[Array, " B"], Metrics]
+]
 
 
 def make_correction(
     *,
     level: Literal["token", "sequence", "none"] = "token",
-    cap: float | None = None,
+    cap: float = 2.0,
     reject_above: float | None = None,
-    reject_by: Literal["mean", "max"] | None = None,
-    estimator: str | None = None,
-) -> Correct:
-    """``rollout_correction`` with its settings bound, and checked.
-
-    ``cap`` is 2 by default, ``reject_by`` mean, and ``estimator`` k3.
-    """
-    if level == "none" and reject_above is None:
-        raise UserError('correction: level "none" without reject_above would correct nothing')
-    if level == "none" and cap is not None:
-        raise UserError('correction: cap is of the weights, and level "none" has none')
-    if reject_above is None and (reject_by, estimator) != (None, None):
-        raise UserError("correction: reject_by and estimator do nothing without reject_above")
-    cap = 2.0 if cap is None else cap
-    reject_by, estimator = reject_by or "mean", estimator or "k3"
+    reject_by: Literal["mean", "max"] = "mean",
+    estimator: str = "k3",
+) -> Correction:
+    """``rollout_correction`` with its settings bound, and checked."""
     if cap <= 0 or (reject_above is not None and reject_above <= 0):
         raise UserError(
             f"correction: needs cap > 0, and reject_above > 0 or null; got {cap}, {reject_above}"
         )
+    if level == "none" and reject_above is None:
+        raise UserError('correction: level "none" without reject_above would correct nothing')
+    if level == "none" and cap != 2.0:
+        raise UserError('correction: cap is of the weights, and level "none" has none')
+    if reject_above is None and (reject_by, estimator) != ("mean", "k3"):
+        raise UserError("correction: reject_by and estimator do nothing without reject_above")
     kl_estimator(estimator)
     return functools.partial(
         rollout_correction,
@@ -73,8 +70,7 @@ def rollout_correction(
     - ``token``: min(e^d, cap) for each token; ``sequence``: min(e^Σd, cap), Σ over the response;
       ``none``: 1.
     - A response is left out where the KL estimate of the sampler from the policy of now, its mean
-      or its max over the response's tokens, is above ``reject_above``, in nats. The negative of k1
-      counts too.
+      or its max over the response's tokens, is further from 0 than ``reject_above``, in nats.
 
     Metrics: ``correction/kl`` (k3, mean per token), ``correction/importance_mean``,
     ``correction/capped_ratio``, ``correction/rejected_ratio``. As verl's rollout correction; the
@@ -90,11 +86,11 @@ def rollout_correction(
         log_ratio, cap = jnp.zeros(mask.shape), 1.0
     ratio = jnp.exp(log_ratio)
     importance = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
-    apart = jnp.abs(kl_estimator(estimator)(rollout.logprobs, now))
+    apart = kl_estimator(estimator)(rollout.logprobs, now)
     if reject_by == "mean":
-        distance = masked_mean(apart, mask, axis=-1)
+        distance = jnp.abs(masked_mean(apart, mask, axis=-1))
     else:
-        distance = jnp.max(jnp.where(mask, apart, 0.0), axis=-1)
+        distance = jnp.max(jnp.where(mask, jnp.abs(apart), 0.0), axis=-1)
     kept = jnp.ones(counted.shape, bool) if reject_above is None else distance <= reject_above
     of = mask & counted[:, None]
     metrics = {

@@ -95,7 +95,7 @@ def laser_d(
     def init() -> Targets:
         return Targets(*(jnp.float32(budget_tokens) for _ in Targets._fields))
 
-    return Transform(init, apply)
+    return Transform(init, apply, needs_groups=True)
 
 
 def _covering(

@@ -44,7 +44,12 @@ def chain(**stages: Transform) -> Transform:
             }
         return rewards, new_state, metrics
 
-    return Transform(init, apply, any(stage.needs_reference for stage in stages.values()))
+    return Transform(
+        init,
+        apply,
+        needs_reference=any(stage.needs_reference for stage in stages.values()),
+        needs_groups=any(stage.needs_groups for stage in stages.values()),
+    )
 
 
 def _apply(name: str, stage: Transform, rewards: Rewards, state: State, rollout: Rollout):

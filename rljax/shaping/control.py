@@ -42,7 +42,7 @@ def adaptive_kl(start: float = 0.001, *, target: float = 0.1, horizon: float = 1
     if start <= 0 or target <= 0 or horizon <= 0:
         raise UserError("adaptive_kl: start, target and horizon must be positive")
 
-    def update(state: Adaptive, kl, rows: int) -> Adaptive:
+    def update(state: Adaptive, kl, rows) -> Adaptive:
         error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
         return Adaptive(state.value * (1.0 + error * rows / horizon))
 
@@ -68,7 +68,7 @@ def drift(start: float, *, limit: float, factor: float, window: int = 3) -> Cont
     def init() -> Drift:
         return Drift(jnp.float32(start), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
-    def update(state: Drift, excess, rows: int) -> Drift:
+    def update(state: Drift, excess, rows) -> Drift:
         del rows
         run_up, run_down = jnp.maximum(state.streak, 0) + 1, jnp.minimum(state.streak, 0) - 1
         streak = jnp.where(excess > 0, run_up, run_down)
@@ -88,7 +88,7 @@ def follow(
     control: Controller, state: State, measured: Float[Array, ""], counted: Bool[Array, " B"]
 ) -> State:
     """The controller's state after a batch; as it was if no response of it counted."""
-    moved = control.update(state, measured, len(counted))
+    moved = control.update(state, measured, counted.sum())
     return jax.tree.map(lambda new, old: jnp.where(counted.any(), new, old), moved, state)
 
 

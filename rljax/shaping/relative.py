@@ -42,7 +42,7 @@ def kimi(*, weight: float = 1.0) -> Transform:
         formula = jnp.where(rewards.correct, 1.0 + gain, jnp.minimum(gain, 0.0))
         return replace_correctness(rewards, formula, state)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def arora_zanette(*, alpha: float = 0.1) -> Transform:
@@ -63,7 +63,7 @@ def arora_zanette(*, alpha: float = 0.1) -> Transform:
         formula = correctness(rewards) * (1.0 - alpha * jax.nn.sigmoid(place))
         return replace_correctness(rewards, formula, state)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def alp(*, beta: float = 0.0001, cap: float | None = 1.0, correct_only: bool = False) -> Transform:
@@ -90,7 +90,7 @@ def alp(*, beta: float = 0.0001, cap: float | None = 1.0, correct_only: bool = F
         cost = beta * jnp.maximum(solved, least) * response_tokens(rollout)
         return charge(rewards, capped(cost, cap), state, correct_only=correct_only)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def grpo_lead(*, alpha: float = 0.05) -> Transform:
@@ -110,7 +110,7 @@ def grpo_lead(*, alpha: float = 0.05) -> Transform:
         formula = correctness(rewards) * jnp.exp(-alpha * jnp.clip(place, -most, most))
         return replace_correctness(rewards, formula, state)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def shorter_better(
@@ -148,7 +148,7 @@ def shorter_better(
             cost = jnp.where(rewards.correct, cost, 0.0)
         return replace_correctness(rewards, alpha * correctness(rewards) - cost, state)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def drpo(budget_tokens: int, *, temperature: float = 0.1) -> Transform:
@@ -174,7 +174,7 @@ def drpo(budget_tokens: int, *, temperature: float = 0.1) -> Transform:
         weight = jnp.where(mean > 0, share / jnp.maximum(mean, 1e-6), 1.0)
         return replace_correctness(rewards, correctness(rewards) * weight, state)
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)
 
 
 def _standardised(

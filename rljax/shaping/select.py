@@ -45,4 +45,4 @@ def informative_groups() -> Transform:
             {"informative_ratio": share},
         )
 
-    return Transform(lambda: (), apply)
+    return Transform(lambda: (), apply, needs_groups=True)

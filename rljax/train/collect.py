@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from rljax.advantages import learned_tokens
 from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
-from rljax.losses import Correct, explained_variance
+from rljax.losses import Correction, explained_variance
 from rljax.sharding import spread_rows
 from rljax.trees import role_params
 from rljax.types import (
@@ -91,12 +91,17 @@ def make_score(roles: Mapping[str, Role], score: Score) -> ScoreRollout:
 
 
 def make_judge(
-    roles: Mapping[str, Role], score: ScoreRollout, shaping: Transform, *, temperature: float
+    roles: Mapping[str, Role],
+    score: ScoreRollout,
+    shaping: Transform,
+    *,
+    temperature: float,
+    yardstick: bool = False,
 ) -> Callable[[TrainState, Rollout], Judged]:
     """Scores and shapes rollouts.
 
     The reference is asked, at the temperature of the sampling, only if a shaping stage needs it.
-    Where the reward of a group's yardstick failed, the group is not learned from.
+    With a ``yardstick`` in each group, a group where its reward failed is not learned from.
     """
 
     def judge(state: TrainState, rollout: Rollout) -> Judged:
@@ -110,11 +115,13 @@ def make_judge(
             )
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
         scored = score(state, rollout)
-        unmeasured = group_count(rollout.group, rollout.greedy & ~scored.counted) > 0
+        counted = scored.counted & ~rollout.greedy
+        if yardstick:
+            counted &= group_count(rollout.group, rollout.greedy & scored.counted) > 0
         rewards = Rewards(
             raw=scored.raw,
             correct=scored.correct,
-            counted=scored.counted & ~rollout.greedy & ~unmeasured,
+            counted=counted,
             response=scored.raw,
             token=jnp.zeros_like(rollout.logprobs),
         )
@@ -138,11 +145,11 @@ def make_appraise(
     estimate: Estimate,
     *,
     temperature: float,
-    correct: Correct | None = None,
+    correction: Correction | None = None,
 ) -> Appraise:
     """What there is to learn from a rollout: its values, rewards and advantages.
 
-    With a ``correct``ion, the log-probs that the update starts from are the policy's of now, and
+    With a ``correction``, the log-probs that the update starts from are the policy's of now, and
     each token weighs by how they differ from those it was drawn with.
     """
 
@@ -154,7 +161,7 @@ def make_appraise(
             rollout = rollout.replace(values=values)
         rollout, _, rewards, shaping_state, metrics = judge(state, rollout)
         logprobs, importance = rollout.logprobs, None
-        if correct is not None:
+        if correction is not None:
             policy = roles["policy"]
             logprobs, _ = token_logprobs(
                 policy.model,
@@ -163,12 +170,12 @@ def make_appraise(
                 rollout.mask,
                 temperature=temperature,
             )
-            importance, kept, corrected = correct(logprobs, rollout, rewards.counted)
+            importance, kept, corrected = correction(logprobs, rollout, rewards.counted)
             rewards = rewards.replace(counted=rewards.counted & kept)
             metrics |= corrected
         advantages, returns = estimate(rewards, rollout)
         learned = learned_tokens(rewards, rollout)
-        metrics["response_tokens"] = rollout.action_mask.sum()
+        metrics |= rollout.metrics | {"response_tokens": rollout.action_mask.sum()}
         if returns is not None and rollout.values is not None:
             metrics["value/explained_var"] = explained_variance(rollout.values, returns, learned)
         experience = Experience(

@@ -100,3 +100,12 @@ def test_nothing_scored_gives_0_and_no_nan():
         0,
         1,
     )
+
+
+def test_without_its_group_nothing_is_said_of_a_shaped_reward():
+    figures, samples = summarise(
+        *judged(), SCORED, TOKENIZER, min_tokens=4, max_tokens=5, shaped=False
+    )
+    assert "reward_shaped_mean" not in figures
+    assert figures["reward_mean"] == 0.75
+    assert all(sample["reward_shaped"] is None for sample in samples)

@@ -174,13 +174,13 @@ def test_the_reward_model_reads_the_tokens_that_the_host_made_if_there_are_any()
 # make_appraise
 
 
-def appraise(rollout=DRAWN, *, correct=None, roles=("policy", "reference"), **stages):
+def appraise(rollout=DRAWN, *, correction=None, roles=("policy", "reference"), **stages):
     appraise_it = make_appraise(
         {name: ROLES[name] for name in roles},
         judge_by(**stages),
         functools.partial(group_relative, scale="none"),
         temperature=TEMPERATURE,
-        correct=correct,
+        correction=correction,
     )
     return appraise_it(with_shaping(**stages), rollout)
 
@@ -206,7 +206,7 @@ def test_without_a_correction_an_update_starts_from_the_log_probs_drawn_with():
 
 
 def test_with_a_correction_it_starts_from_the_policy_of_now():
-    experience, _, metrics = appraise(STALE, correct=make_correction(cap=8.0))
+    experience, _, metrics = appraise(STALE, correction=make_correction(cap=8.0))
     now, mask = logprobs_by_hand(TABLE), np.asarray(DRAWN.action_mask)
     np.testing.assert_allclose(experience.logprobs[mask], now[mask], rtol=1e-5)
     expected = np.where(mask, np.exp(now + 1.0), 0.0)
@@ -220,7 +220,7 @@ def test_a_correction_of_identical_policies_changes_nothing():
     now, _ = token_logprobs(BIGRAM, TABLE, TOKENS, DRAWN.mask, temperature=TEMPERATURE)
     fresh = DRAWN.replace(logprobs=jnp.where(DRAWN.action_mask, now, 0.0))
     plain, _, _ = appraise(fresh)
-    corrected, _, metrics = appraise(fresh, correct=make_correction(reject_above=1e-6))
+    corrected, _, metrics = appraise(fresh, correction=make_correction(reject_above=1e-6))
     mask = DRAWN.action_mask
     np.testing.assert_array_equal(corrected.importance, mask.astype(jnp.float32))
     np.testing.assert_array_equal(corrected.logprobs[mask], plain.logprobs[mask])
@@ -249,7 +249,7 @@ def test_rejected_rows_have_no_tokens_and_enter_no_statistics():
         functools.partial(group_relative, scale="none"),
         temperature=TEMPERATURE,
     )
-    experience, _, _ = make(correct=correct)(STATE, three)
+    experience, _, _ = make(correction=correct)(STATE, three)
     assert experience.advantages[:, 2].tolist() == [0.5, -0.5, 0.0]
     assert experience.action_mask.any(axis=-1).tolist() == [True, True, False]
     everything, _, _ = make()(STATE, three)
@@ -286,12 +286,12 @@ def test_trl_truncated_responses_were_masked_from_the_loss_and_still_in_the_stat
     assert float(metrics["left_out_ratio"]) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("correct", [None, make_correction(reject_above=1.0)])
-def test_compiled_equals_eager(correct):
+@pytest.mark.parametrize("correction", [None, make_correction(reject_above=1.0)])
+def test_compiled_equals_eager(correction):
     stages = {"kl": kl_in_loss(0.25)}
-    compiled = jax.jit(lambda rollout: appraise(rollout, correct=correct, **stages))(STALE)
+    compiled = jax.jit(lambda rollout: appraise(rollout, correction=correction, **stages))(STALE)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
         compiled,
-        appraise(STALE, correct=correct, **stages),
+        appraise(STALE, correction=correction, **stages),
     )

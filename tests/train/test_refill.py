@@ -128,8 +128,22 @@ def test_groups_are_numbered_anew_and_every_column_goes_along():
     assert rollout.extras["kind"].tolist() == [DIFFER] * 2 * SIZE
     np.testing.assert_array_equal(rollout.logprobs, jnp.where(rollout.action_mask, 0.5, 0.0))
     assert rollout.values is None
+    metrics = {"refill/rounds": 2, "refill/informative_ratio": 0.5}  # two of four groups teach
+    assert {name: float(value) for name, value in rollout.metrics.items()} == metrics
+    rollout = rollout.replace(metrics={})
     fresh = draw(STATE, make_prompts(kinds[:2]), jax.random.key(0))
     assert jax.tree.map(jnp.shape, rollout) == jax.tree.map(jnp.shape, fresh)
+
+
+def test_a_response_cut_off_is_a_difference_where_it_is_learned_from():
+    def cut(state, prompts, key):
+        rollout = draw(state, prompts, key)
+        return rollout.replace(truncated=rollout.tokens[:, 1] == 1)  # the one that earns
+
+    for truncated, rounds in ((True, 1), (False, 2)):
+        drawing = make_refilled_draw(cut, score, rounds=2, truncated=truncated)
+        rollout = drawing(STATE, make_prompts([1, 1, 1, 1]), jax.random.key(0))
+        assert int(rollout.metrics["refill/rounds"]) == rounds
 
 
 def test_every_round_draws_with_a_key_of_its_own():
@@ -212,5 +226,5 @@ def test_eight_devices_equal_one():
         eight = jax.jit(make_refilled_draw(draw, score, rounds=3))(state, spread, key)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(eight), jax.device_get(one))
     assert len(set(numbers(one))) == 8
-    for column in jax.tree.leaves(eight):
+    for column in jax.tree.leaves(eight.replace(metrics={})):
         assert column.sharding.is_equivalent_to(row_sharding(mesh), column.ndim)
