@@ -131,9 +131,11 @@ def build(
     roles = networks.roles
     trained = [role for role in ("policy", "value") if role in roles]
     if set(config.optimizer) != set(trained):
+        no_critic = "value" in config.optimizer and not algorithm.needs_value
         raise UserError(
             f"optimizer: settings are needed for {' and '.join(trained)}, "
             f"got them for {', '.join(config.optimizer) or 'none'}"
+            f"{'; this algorithm has no critic: set optimizer.value=null' if no_critic else ''}"
         )
 
     ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 FLOAT32_MAX = 3.4028234663852886e38
 LAST_FRAMES = 3
 ABSENT = object()  # no column; None is a value
+GROUND_TRUTH = "reward_model.ground_truth"  # where verl has it
 
 
 class Response(NamedTuple):
@@ -105,7 +106,9 @@ class Verl:
         if self.ground_truth is None:
             return None
         truth = find(row, self.ground_truth)
-        return row.get("answer", ABSENT) if truth is ABSENT else truth
+        if truth is ABSENT and self.ground_truth == GROUND_TRUTH:
+            return row.get("answer", ABSENT)
+        return truth
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def weighted_sum(
 
     A response is correct if the *first* reward, before its weight, is above one half. Where a
     reward in Python failed, the response is not counted, unless the reward is named in
-    ``instead``; where it does not apply, the response gets nothing from it. Neither enters the
-    reward's mean and std.
+    ``instead``; where it does not apply, the response gets nothing from it, and is not counted if
+    no other reward applies. Neither enters the reward's mean and std.
 
     Args:
       rewards: functions of a rollout, by name, each returning one number per response.
@@ -34,7 +34,7 @@ def weighted_sum(
 
     def score(rollout: Rollout):
         total = jnp.zeros(rollout.tokens.shape[0])
-        counted = jnp.ones(total.shape, bool)
+        counted, judged = jnp.ones(total.shape, bool), jnp.zeros(total.shape, bool)
         metrics, correct = {}, None
         for name, reward in rewards.items():
             values = _call(name, reward, rollout)
@@ -46,8 +46,13 @@ def weighted_sum(
                     values = jnp.where(failed, instead[name], values)
                 else:
                     counted &= ~failed
+                applies = ~jnp.isneginf(values)
+                metrics[f"rewards/{name}/not_applicable"] = (~applies).sum()
                 measured &= given
+                judged |= applies
                 values = jnp.where(jnp.isfinite(values), values, 0.0)
+            else:
+                judged |= True
             correct = values > 0.5 if correct is None else correct
             mean = masked_mean(values, measured)
             metrics[f"rewards/{name}/mean"] = mean
@@ -56,7 +61,7 @@ def weighted_sum(
             )
             metrics[f"rewards/{name}/nonfinite"] = (~jnp.isfinite(values)).sum()
             total += weights.get(name, 1.0) * values
-        return Scored(total, correct, counted, metrics)
+        return Scored(total, correct, counted & judged, metrics)
 
     return score
 

@@ -13,7 +13,17 @@ from typing import Any, Literal, NamedTuple
 
 from rljax import resolve
 from rljax.errors import UserError, nearest
-from rljax.signatures import ABSENT, Call, MathAnswer, Trl, Verl, columns, find, parameters
+from rljax.signatures import (
+    ABSENT,
+    GROUND_TRUTH,
+    Call,
+    MathAnswer,
+    Trl,
+    Verl,
+    columns,
+    find,
+    parameters,
+)
 
 
 class PythonReward(NamedTuple):
@@ -33,7 +43,7 @@ def verl_reward(
     function: str,
     reward_kwargs: Mapping[str, Any] = MappingProxyType({}),
     data_source: str = "data_source",
-    ground_truth: str | None = "reward_model.ground_truth",
+    ground_truth: str | None = GROUND_TRUTH,
     extra_info: str = "extra_info",
     timeout_seconds: float = 10.0,
     retries: int = 0,
@@ -50,10 +60,10 @@ def verl_reward(
     Args:
       function: ``my_module:compute_score``, found from the working directory.
       reward_kwargs: further keywords of it.
-      data_source, extra_info: columns of the data, None and {} where a row has none. A path such
-        as ``reward_model.style`` leads into a column.
-      ground_truth: the same; where a row has none, its column ``answer``. ``null`` if the function
-        needs no ground truth.
+      data_source, extra_info: columns of the data, by default None and {} where a row has none. A
+        path such as ``reward_model.style`` leads into a column.
+      ground_truth: the same; by default that of verl's data, or else the column ``answer``; None
+        if the function needs no ground truth.
       timeout_seconds: of one call.
       retries: how often a call that failed is repeated.
       on_failure: what a response that failed is worth; by default it is left out of learning.
@@ -65,11 +75,15 @@ def verl_reward(
     call = Verl(function, dict(reward_kwargs), data_source, ground_truth, extra_info)
 
     def check(row: Mapping[str, Any]) -> str | None:
+        for path, usual in ((data_source, "data_source"), (extra_info, "extra_info")):
+            if path != usual and find(row, path) is ABSENT:
+                return f'no column "{path}"; {nearest(path, row)}'
         if call.truth(row) is not ABSENT:
             return None
+        lacking = f'"{ground_truth}"' + (' nor "answer"' if ground_truth == GROUND_TRUTH else "")
         return (
-            f'no column "{ground_truth}" nor "answer"; {nearest(str(ground_truth), row)}. Name '
-            "another as ground_truth, or null if the function needs none"
+            f"no column {lacking}; {nearest(str(ground_truth), row)}. Name another as "
+            "ground_truth, or null if the function needs none"
         )
 
     reward = PythonReward(

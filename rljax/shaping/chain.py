@@ -13,8 +13,8 @@ def chain(**stages: Transform) -> Transform:
     Metrics, over the responses that counted before the first stage: ``reward_mean`` (raw),
     ``reward_shaped_mean``, ``accuracy`` (the share of correct responses),
     ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all that
-    shaping added to it; ``left_out_ratio``, the share that a stage left out; and those of the
-    stages, a name that is taken already prefixed by the stage's.
+    shaping added to it; and those of the stages, a name that is taken already prefixed by the
+    stage's. Over all responses: ``left_out_ratio``, the share that is not learned from.
     """
 
     def init() -> State:
@@ -34,7 +34,7 @@ def chain(**stages: Transform) -> Transform:
             "reward_mean": masked_mean(rewards.raw, measured),
             "reward_shaped_mean": masked_mean(rewards.shaped, measured),
             "accuracy": masked_mean(rewards.correct.astype(jnp.float32), measured),
-            "left_out_ratio": masked_mean((~rewards.counted).astype(jnp.float32), measured),
+            "left_out_ratio": masked_mean((~rewards.counted).astype(jnp.float32), ~rollout.greedy),
             "reward_shaping_ratio": jnp.where(total > 0, shaping / jnp.maximum(total, 1e-8), 0.0),
         }
         for name, stage_metrics in collected:

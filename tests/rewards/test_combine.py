@@ -110,7 +110,7 @@ IN_PYTHON = {"text": lambda rollout: rollout.extras[f"{PYTHON_REWARD}text"]}
 
 def test_verl_a_failed_reward_function_silently_scores_0():
     total, correct, counted, metrics = weighted_sum(IN_PYTHON, {"text": 2.0})(ANSWERED)
-    assert counted.tolist() == [True, False, True]
+    assert counted.tolist() == [True, False, False]  # nor does any reward apply to the last
     assert total.tolist() == [1.0, 0.0, 0.0]
     assert not correct.any()
     assert float(metrics["rewards/text/failed"]) == 1
@@ -121,7 +121,7 @@ def test_verl_a_failed_reward_function_silently_scores_0():
 
 def test_a_failure_is_worth_what_the_config_says_and_still_counted_as_one():
     total, _, counted, metrics = weighted_sum(IN_PYTHON, {}, {"text": -1.0})(ANSWERED)
-    assert counted.all()
+    assert counted.tolist() == [True, True, False]
     assert total.tolist() == [0.5, -1.0, 0.0]
     assert float(metrics["rewards/text/failed"]) == 1
     assert float(metrics["rewards/text/mean"]) == 0.5
@@ -132,3 +132,11 @@ def test_a_yardstick_is_in_no_mean():
     score = weighted_sum({"mine": lambda rollout: jnp.array([9.0, 1.0, 3.0])}, {})
     *_, metrics = score(greedy)
     assert float(metrics["rewards/mine/mean"]) == 2.0
+
+
+def test_a_response_counts_if_any_reward_applies_to_it():
+    both = {**IN_PYTHON, "whole": lambda rollout: jnp.ones(3)}
+    total, _, counted, metrics = weighted_sum(both, {})(ANSWERED)
+    assert counted.tolist() == [True, False, True]
+    assert total.tolist() == [1.5, 1.0, 1.0]
+    assert float(metrics["rewards/text/not_applicable"]) == 1

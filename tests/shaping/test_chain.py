@@ -122,7 +122,7 @@ def test_what_did_not_count_before_is_not_measured():
         "reward_mean": 0.0,
         "reward_shaped_mean": -0.25,
         "accuracy": 0.0,
-        "left_out_ratio": 0.0,
+        "left_out_ratio": 0.5,  # of all
         "reward_shaping_ratio": 1.0,
     }
     for name, value in expected.items():
