@@ -68,40 +68,40 @@ def main() -> None:
 
 
 def draw(path: Path, results: dict[str, list[dict]]) -> None:
-    """A point for each method: its mean accuracy against its mean length, with the seeds' range."""
-    figure, axes = plt.subplots(figsize=(9, 6))
+    """A point for each method, its mean accuracy against its mean length, with the seeds' range;
+    and beside it the shortest of them, enlarged."""
     start = [run["before"] for runs in results.values() for run in runs]
-    colours = plt.get_cmap("tab20").colors
-    for colour, (method, runs) in zip(colours, results.items(), strict=False):
-        tokens = np.array([run["length_mean"] for run in runs])
-        accuracy = np.array([run["accuracy_sampled"] for run in runs])
-        x, y = tokens.mean(), accuracy.mean()
-        axes.errorbar(
-            x,
-            y,
-            xerr=[[x - tokens.min()], [tokens.max() - x]],
-            yerr=[[y - accuracy.min()], [accuracy.max() - y]],
-            fmt="o",
-            color=colour,
-            elinewidth=0.8,
-            label=method,
-        )
-    axes.plot(
-        np.mean([s["length_mean"] for s in start]),
-        np.mean([s["accuracy_sampled"] for s in start]),
-        "k*",
-        markersize=12,
-        label="before training",
-    )
-    axes.set_xlabel("mean response length (tokens), held out, sampled")
-    axes.set_ylabel("accuracy, held out, sampled")
-    axes.set_title("Length methods on three-digit addition, GRPO, 40 steps")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    middle = {method: _means(runs) for method, runs in results.items()}
+    shortest = min(x for x, _ in middle.values())
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(13, 6), width_ratios=(3, 2))
+    for axes in (whole, near):
+        for index, (method, runs) in enumerate(results.items()):
+            (x, y), style = middle[method], {"color": f"C{index % 10}", "fmt": "osD"[index // 10]}
+            low, high = np.min([_point(r) for r in runs], 0), np.max([_point(r) for r in runs], 0)
+            ranges = {"xerr": [[x - low[0]], [high[0] - x]], "yerr": [[y - low[1]], [high[1] - y]]}
+            axes.errorbar(x, y, **ranges, **style, elinewidth=0.8, label=method)
+        axes.plot(*_means(start), "k*", markersize=12, label="before training")
+        axes.set_xlabel("mean response length (tokens)")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set_ylabel("accuracy, held out, sampled")
+    whole.set_title("Length methods on three-digit addition, GRPO, 40 steps")
+    near.set_title("the shortest, enlarged")
+    near.set_xlim(shortest - 0.2, shortest + 0.3)
+    near.set_ylim(0.92, 1.0)
+    near.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _point(run: dict) -> tuple[float, float]:
+    return run["length_mean"], run["accuracy_sampled"]
+
+
+def _means(runs: list[dict]) -> tuple[float, float]:
+    x, y = np.mean([_point(run) for run in runs], axis=0)
+    return x, y
 
 
 if __name__ == "__main__":
