@@ -35,6 +35,26 @@ def test_eight_devices_equal_one(one_device, sizes):
     assert_same(one_device, train(tiny_build(*GROUPS, mesh, devices=8)))
 
 
+def test_groups_that_are_sampled_anew_on_eight_devices_equal_one():
+    dapo = (
+        "algorithm={fn: dapo, refill_rounds: 2, buffer_tokens: 6, filter_overlong: false}",
+        "rewards={short: {fn: repetition_penalty, ngram: 1}}",  # so that some groups teach
+        "sampling.group_size=4",
+        "data.prompts_per_step=8",
+        "optimizer.value=null",
+    )
+    (one, metrics) = train(tiny_build(*dapo))
+    (eight, others) = train(tiny_build(*dapo, "mesh={data: 4, fsdp: 2}", devices=8))
+    assert metrics["informative_ratio"] > 0
+    for name in ("policy/loss", "reward_mean", "refill/rounds", "refill/informative_ratio"):
+        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=2e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.abs(x).max()),
+        one.params,
+        eight.params,
+    )
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
 def test_tokens_do_not_depend_on_the_mesh(sizes):
     def tokens(built):
