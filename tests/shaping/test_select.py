@@ -103,6 +103,7 @@ def test_nothing_counts_and_all_stays_finite():
     both = chain(measure=length_metrics(1, 3), a=overlong_filter(), b=informative_groups())
     shaped, _, metrics = apply(both, [1.0, 0.0], [0, 0], counted=[False, False])
     assert not shaped.counted.any()
+    assert float(metrics.pop("left_out_ratio")) == 1.0
     assert all(float(m) == 0.0 for m in metrics.values())
 
 
