@@ -148,6 +148,8 @@ def dapo(
     ``overlong_penalty`` is None.
     Source: Yu et al. 2025, arXiv 2503.14476, eqs. 8 to 13.
     """
+    if overlong_penalty is None and buffer_tokens is not None:
+        raise UserError("buffer_tokens is of the soft penalty; overlong_penalty leaves it out")
     near = {}
     if overlong_penalty is not None:
         near["soft_overlong"] = shaping.soft_overlong(

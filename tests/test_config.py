@@ -249,6 +249,32 @@ def test_a_node_of_another_function_takes_the_place_of_the_one_below(tmp_path):
     assert config.algorithm == {"fn": "gpg"}
 
 
+def test_keywords_alone_go_to_the_function_below(tmp_path):
+    config = extending(
+        tmp_path,
+        base=CONFIG.read_text().replace(
+            "algorithm: {fn: ppo, lam: 0.99, value_clip: null}", "algorithm: ppo"
+        ),
+        top="extends: base.yaml\nalgorithm: {lam: 0.5}",
+    )
+    assert config.algorithm == {"fn": "ppo", "lam": 0.5}
+
+
+def test_null_takes_a_reward_away_and_another_decides_what_is_correct(tmp_path):
+    config = extending(
+        tmp_path,
+        base=CONFIG.read_text(),
+        top="extends: base.yaml\nrewards: {correct: null, whole: exact_match}",
+    )
+    assert config.rewards == {"whole": "exact_match"}
+
+
+def test_data_beside_the_file_that_is_extended_is_found_from_anywhere(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path = written(tmp_path / "elsewhere", f"extends: {CONFIG}\nsteps: 1")
+    assert load_config(path, []).data.eval == str(CONFIG.parent / "addition_heldout.jsonl")
+
+
 @pytest.mark.parametrize("name", ["a.yaml", "b.yaml", "7"])
 def test_files_that_extend_each_other_are_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"extends: expected the name of another file"):

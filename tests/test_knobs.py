@@ -101,6 +101,7 @@ for _name, _keyword in KNOBS:
         ("lowest", {"lowest": 6.0}, "lowest < highest"),
         ("coef", {"coef": -1.0}, "coef > 0"),
         ("overlong_penalty", {"overlong_penalty": 0.0}, "penalty > 0"),
+        ("buffer_tokens", {"overlong_penalty": None, "buffer_tokens": 2}, "leaves it out"),
     ],
 )
 def test_every_recipe_refuses_what_makes_no_sense(keyword, beside, said):

@@ -3,7 +3,7 @@
 import builders
 import jax.numpy as jnp
 import pytest
-from tiny import CONFIG, SETTINGS
+from tiny import CONFIG, SETTINGS, tiny_build
 
 from rljax.config import load_config
 from rljax.errors import UserError
@@ -90,3 +90,13 @@ def test_rewards_in_python_are_told_apart_by_what_they_make():
     rollout = builders.make_rollout([2, 2], extras={})
     with pytest.raises(UserError):  # the host has not asked it yet
         score(rollout)
+
+
+def test_the_plan_counts_the_yardstick():
+    rows = {name: tiny_build(f"algorithm={name}", *GROUPS).group_rows for name in ("remax", "grpo")}
+    assert rows == {"remax": 3, "grpo": 2}
+
+
+def test_a_critic_too_many_is_named():
+    with pytest.raises(UserError, match=r"no critic: set optimizer\.value=null"):
+        tiny_build("algorithm=remax")

@@ -123,6 +123,14 @@ def logprobs_by_hand(table, tokens=TOKENS, temperature=TEMPERATURE):
     return np.stack([np.zeros(len(tokens)), *columns], axis=1)
 
 
+def test_a_group_whose_yardstick_was_not_scored_does_not_count():
+    """Its baseline would be 0, as if the greedy response had been wrong."""
+    drawn = DRAWN.replace(greedy=jnp.array([True, False, False, True]))  # the last has failed
+    judge = make_judge(ROLES, scored, chain(), temperature=TEMPERATURE, yardstick=True)
+    assert judge(STATE, drawn).rewards.counted.tolist() == [False, True, False, False]
+    assert judge_by()(STATE, drawn).rewards.counted.tolist() == [False, True, True, False]
+
+
 def test_responses_whose_reward_failed_and_greedy_ones_do_not_count():
     greedy = DRAWN.replace(greedy=jnp.array([True, False, False, False]))
     judged = judge_by()(STATE, greedy)
