@@ -155,15 +155,13 @@ def dapo(
         near["soft_overlong"] = shaping.soft_overlong(
             budget_tokens, buffer_tokens, penalty=overlong_penalty
         )
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         _surrogate(clip_low, clip_high),
         entropy_coef=entropy_coef,
         shaping=near,
         filters={"informative": shaping.informative_groups()},
         refill_rounds=refill_rounds,
         learns_truncated=not filter_overlong,
-        needs_groups=True,
     )
 
 
@@ -316,14 +314,12 @@ def gspo(
 
     Source: Zheng et al. 2025, arXiv 2507.18071.
     """
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.gspo, **_clip(clip_low, clip_high)),
         aggregation="seq-mean-token-mean",
         entropy_coef=entropy_coef,
         kl_coef=kl_coef,
         kl_estimator=kl_estimator,
-        needs_groups=True,
     )
 
 
@@ -334,12 +330,10 @@ def luspo(
 
     Source: arXiv 2602.05261.
     """
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.gspo, **_clip(clip_low, clip_high)),
         aggregation="seq-mean-token-sum",
         entropy_coef=entropy_coef,
-        needs_groups=True,
     )
 
 
@@ -348,12 +342,10 @@ def gmpo(*, clip_low: float = 0.4, clip_high: float = 0.4, entropy_coef: float =
 
     Source: Zhao et al. 2025, arXiv 2507.20673.
     """
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.gmpo, **_clip(clip_low, clip_high, lowest=math.inf)),
         aggregation="seq-mean-token-mean",
         entropy_coef=entropy_coef,
-        needs_groups=True,
     )
 
 
@@ -362,11 +354,9 @@ def cispo(*, clip_low: float = 1.0, clip_high: float = 4.0, entropy_coef: float 
 
     Source: MiniMax-M1, arXiv 2506.13585.
     """
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.cispo, **_clip(clip_low, clip_high)),
         entropy_coef=entropy_coef,
-        needs_groups=True,
     )
 
 
@@ -379,12 +369,10 @@ def sapo(
     """
     if min(tau_positive, tau_negative) <= 0:
         raise UserError(f"tau must be positive; got {tau_positive}, {tau_negative}")
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.sapo, tau_positive=tau_positive, tau_negative=tau_negative),
         aggregation="seq-mean-token-mean",
         entropy_coef=entropy_coef,
-        needs_groups=True,
     )
 
 
@@ -403,11 +391,9 @@ def clip_cov(
         raise UserError(
             f"needs 0 < share <= 1 and lowest < highest; got {share}, {lowest}, {highest}"
         )
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.clip_cov, **_clip(clip_low, clip_high)),
         mark=partial(losses.mark_random_covariant, share=share, lowest=lowest, highest=highest),
-        needs_groups=True,
     )
 
 
@@ -418,11 +404,9 @@ def kl_cov(*, share: float = 2e-4, coef: float = 1.0) -> Algorithm:
     """
     if not (0 < share <= 1 and coef > 0):
         raise UserError(f"needs 0 < share <= 1 and coef > 0; got {share}, {coef}")
-    return policy_gradient(
-        advantages.group_relative,
+    return _against_the_group(
         partial(losses.kl_cov, coef=coef),
         mark=partial(losses.mark_most_covariant, share=share),
-        needs_groups=True,
     )
 
 
@@ -440,6 +424,10 @@ def _check_shares(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} must lie in [0, 1]; got {value}")
+
+
+# GRPO's advantages, for the recipes that differ from it in their loss.
+_against_the_group = partial(policy_gradient, advantages.group_relative, needs_groups=True)
 
 
 def _surrogate(clip_low: float, clip_high: float, dual_clip: float | None = None) -> PolicyLoss:
