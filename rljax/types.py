@@ -8,7 +8,7 @@ log π(tokens[t] | tokens[<t]), and ``values[:, t]`` is V of the state *before* 
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -90,12 +90,21 @@ class Rewards:
 
 @struct.dataclass
 class Experience:
-    """Rows to learn from, also split into minibatches: [M, B, T]. Supervised rows have no more than
-    tokens and masks."""
+    """Rows to learn from, also split into minibatches: [M, B, T].
+
+    Rows that are given, and not sampled, are padded on the right. Of a pair, row 2i is the chosen
+    response and row 2i + 1 the rejected one.
+    """
 
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     action_mask: Bool[Array, "B T"]  # the tokens that the loss is over
+    segments: Int[Array, "B T"] | None = None  # of packed rows: sequences from 1, 0 for padding
+    data_weights: Float[Array, "B T"] | None = None  # of tokens, as the data has them; None: 1
+    desirable: Bool[Array, " B"] | None = None  # whether a response is to become more probable
+    margin: Float[Array, " B"] | None = None  # by how much a pair's chosen response is better
+    baseline: Float[Array, " B"] | None = None  # what a response's reward is compared with
+    mismatched: "Experience | None" = None  # each row's prompt with the response to another
     logprobs: Float[Array, "B T"] | None = None  # of the policy before the update
     ref_logprobs: Float[Array, "B T"] | None = None  # of the reference policy
     kl_coef: Float[Array, " B"] | None = None  # price of the KL to the reference
@@ -176,12 +185,26 @@ class Controller(NamedTuple):
     update: Callable[[State, Array, Array], State]  # (state, measured, responses that count)
 
 
+class Baseline(NamedTuple):
+    """What the implied rewards of given responses are compared with: pure functions over its state.
+
+    ``apply(ratios, counted, state)`` takes log π/π_ref of whole responses [B], and which of them
+    are no filler [B], and returns (one number, state, metrics). No gradient flows through it.
+    """
+
+    init: Callable[[], State]
+    apply: Callable[[Array, Array, State], tuple[Array, State, Metrics]]
+    mismatched: bool = False  # the ratios are those of each prompt with the response to another
+
+
 class Outputs(NamedTuple):
     """What a loss needs of the networks being trained, by the row rule."""
 
-    logprobs: Float[Array, "B T"]
-    entropy: Float[Array, "B T"]
+    logprobs: Float[Array, "B T"] | None = None
+    entropy: Float[Array, "B T"] | None = None
     values: Float[Array, "B T"] | None = None
+    scores: Float[Array, " B"] | None = None  # of a reward model, for whole rows
+    divergence: Float[Array, "B T"] | None = None  # from the teacher's distribution
 
 
 class Scored(NamedTuple):
@@ -199,21 +222,32 @@ Score = Callable[[Rollout], Scored]
 Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
 PolicyLoss = Callable[[Array, Experience], tuple[Array, dict[str, Array]]]  # -> [B, T], stats
 Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
-Weigh = Callable[[Array], Array]  # action mask -> the weight of each token in the loss
+# (mask or weights of tokens by the data, segments=None) -> the weight of each token in the loss
+Weigh = Callable[..., Array]
+# log-probs of student and teacher over the vocabulary [..., V] -> [...]
+Divergence = Callable[[Array, Array], Array]
 Mark = Callable[[Experience, PRNGKeyArray], Array]  # a whole minibatch -> its marked tokens
 
 
-class Algorithm(NamedTuple):
-    """What distinguishes one RL algorithm from another, as functions."""
+Layout = Literal["prompts", "demonstrations", "pairs", "labelled"]  # of the rows learned from
 
-    estimate: Estimate | None  # None: learns from rows that are given, offline
+
+class Algorithm(NamedTuple):
+    """What distinguishes one algorithm from another, as functions."""
+
+    estimate: Estimate | None  # None: learns from rows that are given
     loss: Loss
     weigh: Weigh
+    learns_from: Layout = "prompts"  # which are answered first; all else is learned from as given
+    trains: Literal["policy", "reward"] = "policy"
+    baseline: Baseline | None = None  # of given rows' implied rewards
+    divergence: Divergence | None = None  # of the policy from a teacher
     mark: Mark | None = None
     shaping: Mapping[str, Transform] = MappingProxyType({})  # stages before those of the config
     filters: Mapping[str, Transform] = MappingProxyType({})  # and behind them
     refill_rounds: int = 1  # of sampling, until enough groups have something to teach
     learns_truncated: bool = True  # False: responses that the budget cut off are left out
     needs_value: bool = False  # trains a value model beside the policy
+    needs_reference: bool = False  # the loss compares given rows with the reference policy
     needs_groups: bool = False  # compares the responses to one prompt
     needs_greedy: bool = False  # compares them with the prompt's greedy response

@@ -20,7 +20,7 @@ def learning(algorithm):
 
     value, slopes = jax.value_and_grad(loss)(MOVED)
     return np.concatenate(
-        [[value, algorithm.refill_rounds], *(np.ravel(slope) for slope in slopes)]
+        [[value, algorithm.refill_rounds], *map(np.ravel, jax.tree.leaves(slopes))]
     )
 
 

@@ -7,8 +7,9 @@ denominators are global: micro-batches and devices only add up, and change nothi
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rljax.errors import UserError, nearest
 from rljax.types import Weigh
@@ -35,26 +36,43 @@ def make_weigh(mode: str, norm_tokens: float | None = None) -> Weigh:
 
 
 def token_weights(
-    mask: Bool[Array, "B T"], *, mode: str = "token-mean", norm_tokens: float = 1.0
+    weights: Bool[Array, "B T"] | Float[Array, "B T"],
+    segments: Int[Array, "B T"] | None = None,
+    *,
+    mode: str = "token-mean",
+    norm_tokens: float = 1.0,
 ) -> Float[Array, "B T"]:
-    """The weight of each token in a loss; 0 outside ``mask``, and all 0 for an empty mask.
+    """The weight of each token in a loss; 0 where ``weights`` is, and all 0 if it is everywhere.
 
-    With n_i tokens in row i, and B' rows that have any:
+    ``weights`` is a mask, or how much the data makes of each token. With n_i, the weights' sum in
+    sequence i, and B', the count of sequences that have any, a token's own weight is divided by
 
-    - ``token-mean``: 1 / Σ n
-    - ``seq-mean-token-sum``: 1 / B'
-    - ``seq-mean-token-mean``: 1 / (B' n_i)
-    - ``seq-mean-token-sum-norm``: 1 / (B' · norm_tokens), a constant length
+    - ``token-mean``: Σ n
+    - ``seq-mean-token-sum``: B'
+    - ``seq-mean-token-mean``: B' n_i
+    - ``seq-mean-token-sum-norm``: B' · norm_tokens, a constant length
+
+    A row is one sequence, unless ``segments`` numbers several in it, from 1.
 
     >>> token_weights(jnp.array([[True, True], [True, False]]), mode="seq-mean-token-mean").tolist()
     [[0.25, 0.25], [0.5, 0.0]]
     """
-    tokens = mask.sum(axis=-1, keepdims=True)
-    rows = jnp.maximum((tokens > 0).sum(), 1)
+    if segments is None:
+        each = sums = weights.sum(axis=-1, keepdims=True)
+    else:
+        add = functools.partial(jax.ops.segment_sum, num_segments=weights.shape[1] + 1)
+        sums = jax.vmap(add)(weights.astype(jnp.float32), segments)
+        each = jnp.take_along_axis(sums, segments, axis=1)
+    sequences = jnp.maximum((sums > 0).sum(), 1)
     denominators: dict[str, Callable[[], Array]] = {
-        "token-mean": lambda: jnp.maximum(tokens.sum(), 1),
-        "seq-mean-token-sum": lambda: rows,
-        "seq-mean-token-mean": lambda: rows * jnp.maximum(tokens, 1),
-        "seq-mean-token-sum-norm": lambda: rows * norm_tokens,
+        "token-mean": lambda: _or_one(sums.sum()),
+        "seq-mean-token-sum": lambda: sequences,
+        "seq-mean-token-mean": lambda: sequences * _or_one(each),
+        "seq-mean-token-sum-norm": lambda: sequences * norm_tokens,
     }
-    return mask / denominators[mode]().astype(jnp.float32)
+    return weights / denominators[mode]().astype(jnp.float32)
+
+
+def _or_one(total):
+    """What to divide by where nothing is summed."""
+    return jnp.where(total > 0, total, 1)

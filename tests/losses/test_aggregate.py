@@ -100,3 +100,32 @@ def test_norm_tokens_is_needed_by_its_mode(norm):
 def test_norm_tokens_is_refused_by_the_other_modes(mode):
     with pytest.raises(UserError, match=f"the aggregation is {mode}$"):
         make_weigh(mode, NORM)
+
+
+PACKED = jnp.array(
+    [[0, 1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 1, 0]], bool
+)  # four sequences, three tokens at most
+SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 2, 2, 2, 2, 0]])
+ALONE = [(0, slice(0, 3)), (0, slice(3, 5)), (1, slice(0, 2)), (1, slice(2, 6))]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_sequences_weigh_what_they_do_in_rows_of_their_own(mode):
+    weigh = make_weigh(mode, NORM if mode == "seq-mean-token-sum-norm" else None)
+    rows = jnp.stack([jnp.pad(PACKED[r, s], (0, 7 - PACKED[r, s].size)) for r, s in ALONE])
+    apart, packed = weigh(rows), weigh(PACKED, SEGMENTS)
+    for (row, columns), alone in zip(ALONE, apart, strict=True):
+        np.testing.assert_allclose(packed[row, columns], alone[: columns.stop - columns.start])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token-mean", [[0.5 / 3.5, 0, 2 / 3.5], [1 / 3.5, 0, 0]]),
+        ("seq-mean-token-mean", [[0.1, 0, 0.4], [0.5, 0, 0]]),
+        ("seq-mean-token-sum", [[0.25, 0, 1.0], [0.5, 0, 0]]),
+    ],
+)
+def test_tokens_weigh_as_the_data_says(mode, expected):
+    given = jnp.array([[0.5, 0, 2], [1, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(make_weigh(mode)(given), [*expected, [0, 0, 0]], rtol=1e-6)

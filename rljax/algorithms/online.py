@@ -1,35 +1,13 @@
-"""Recipes: each algorithm a short composition of an advantage estimate and a policy loss.
-
-All are ``policy_gradient`` with other functions in it; a recipe of your own is one more call of it.
-
-    recipe               advantage                     policy loss         aggregation
-    ppo                  gae, of a critic              clipped, dual       token-mean
-    grpo                 group_relative                clipped             seq-mean-token-mean
-    dr_grpo              group_relative, unscaled      clipped             sum / budget_tokens
-    dapo                 group_relative, refilled      clipped higher      token-mean
-    rloo                 rloo                          clipped             seq-mean-token-sum
-    reinforce_plus_plus  reinforce_plus_plus[_baseline]  clipped           token-mean
-    remax                remax, of a greedy response   clipped             seq-mean-token-sum
-    opo                  opo                           reinforce           token-mean
-    gpg                  gpg                           reinforce           token-mean
-    pass_at_k            pass_at_k                     clipped             token-mean
-    gspo, luspo          group_relative                gspo                seq-mean-token-mean, -sum
-    gmpo                 group_relative                gmpo                seq-mean-token-mean
-    cispo                group_relative                cispo               token-mean
-    sapo                 group_relative                sapo                seq-mean-token-mean
-    clip_cov, kl_cov     group_relative                clip_cov, kl_cov    token-mean
-"""
+"""Algorithms that sample: each a short composition of an advantage estimate and a policy loss."""
 
 import math
 from functools import partial
 from typing import Literal
 
-import jax.numpy as jnp
-
 from rljax import advantages, losses, shaping
 from rljax.compose import policy_gradient
 from rljax.errors import UserError
-from rljax.types import Algorithm, Controller, Experience, Metrics, Outputs, PolicyLoss
+from rljax.types import Algorithm, Controller, PolicyLoss
 
 
 def ppo(
@@ -410,16 +388,6 @@ def kl_cov(*, share: float = 2e-4, coef: float = 1.0) -> Algorithm:
     )
 
 
-def sft(*, aggregation: str = "token-mean", norm_tokens: float | None = None) -> Algorithm:
-    """Supervised fine-tuning: the cross entropy of the completion's tokens, in nats."""
-
-    def loss(outputs: Outputs, batch: Experience) -> tuple[jnp.ndarray, Metrics]:
-        total = -jnp.sum(batch.loss_weights * outputs.logprobs)
-        return total, {"policy/nll": -jnp.sum(batch.mean_weights * outputs.logprobs)}
-
-    return Algorithm(None, loss, losses.make_weigh(aggregation, norm_tokens))
-
-
 def _check_shares(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value <= 1:
@@ -443,25 +411,3 @@ def _clip(clip_low: float, clip_high: float, *, lowest: float = 1.0) -> dict[str
             f"needs 0 < clip_low <= {lowest:g} and clip_high > 0; got {clip_low}, {clip_high}"
         )
     return {"clip_low": clip_low, "clip_high": clip_high}
-
-
-__all__ = [
-    "cispo",
-    "clip_cov",
-    "dapo",
-    "dr_grpo",
-    "gmpo",
-    "gpg",
-    "grpo",
-    "gspo",
-    "kl_cov",
-    "luspo",
-    "opo",
-    "pass_at_k",
-    "ppo",
-    "reinforce_plus_plus",
-    "remax",
-    "rloo",
-    "sapo",
-    "sft",
-]
