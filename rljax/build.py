@@ -7,76 +7,102 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from rljax import algorithms, resolve
 from rljax.config import Config
-from rljax.errors import UserError, multiples
-from rljax.host.between import NOTHING, Between
-from rljax.host.data import PromptTable, demonstration_batches, prompt_batches
+from rljax.data import PromptTable, SequenceTable, bucketed_batches, make_batches
+from rljax.errors import UserError
+from rljax.host.between import Between
 from rljax.host.pool import RewardPool
 from rljax.host.weights import Weights
-from rljax.logprobs import hidden_logprobs, hidden_values
 from rljax.losses import make_correction
 from rljax.models import DecoderConfig
-from rljax.objective import check_groups, context_of, make_algorithm, make_rewards, make_shaper
-from rljax.roles import Networks, Trees, make_networks
+from rljax.objective import (
+    check_groups,
+    context_of,
+    make_algorithm,
+    make_rewards,
+    make_shaper,
+    networks_of,
+)
+from rljax.phases import (
+    Ahead,
+    Phase,
+    check_shards,
+    forward_of,
+    learning_from_given,
+    make_adamw,
+    make_begin,
+    make_optimizers,
+    split_ahead,
+    steps_of,
+    with_columns,
+)
+from rljax.roles import Networks, Trees
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, row_shards
-from rljax.sources import make_between, prompt_tables, read_rows
-from rljax.tokens import check_tokens, read_tokenizer
+from rljax.sources import Tables, demonstrations, make_between, read_tables
+from rljax.tokens import Foreign, check_tokens, read_tokenizer
 from rljax.train import (
     TrainStep,
-    adamw,
-    appraise_offline,
-    draw_offline,
     init_state,
     make_appraise,
     make_draw,
-    make_draw_both,
+    make_draw_heldout,
     make_judge,
     make_refilled_draw,
     make_score,
     make_update,
     without_yardsticks,
 )
-from rljax.train.collect import Draw, Judged
-from rljax.train.update import Forward, check_rows
-from rljax.trees import role_params
+from rljax.train.collect import Draw, Judged, ScoreRollout
+from rljax.train.given import Measure
+from rljax.train.update import check_rows
 from rljax.types import (
     ROW,
     UNSEEN,
-    Optimizers,
-    Outputs,
+    Algorithm,
+    Experience,
     Prompts,
-    Role,
     Rollout,
     TrainState,
+    Transform,
 )
 
 
-class Phase(NamedTuple):
-    """A stretch of training: its step, how its state begins, and its batches."""
-
-    name: str
-    steps: int
-    train_step: TrainStep
-    begin: Callable[[Trees], TrainState]  # from the starts, by name
-    axes: dict[str, PyTree]  # the logical axes of every tree of the state
-    optimizers: Optimizers
-    batches: Any  # batches[step]
-    between: Between = NOTHING  # what the host does between drawing and learning
-
-
-class Evaluation(NamedTuple):
+class Answering(NamedTuple):
     """Held-out prompts, and the functions that answer and judge them."""
 
-    prompts: Prompts
+    table: PromptTable
+    prompts: int  # of the table, the first ones
+    at_once: int  # a multiple of the mesh's row shards
+    samples: int  # to a prompt, beside the greedy response
     draw: Draw
     between: Between
     judge: Callable[[TrainState, Rollout], Judged]
     shaped: bool  # shaping tells of a response by itself, whatever its group
+
+    def chunks(self) -> list[Prompts]:
+        """The prompts, ``at_once`` of them each; the last one is filled up with the first."""
+        at = np.arange(-(-self.prompts // self.at_once) * self.at_once)
+        filled = np.where(at < self.prompts, at, 0)
+        return [self.table.take(part) for part in filled.reshape(-1, self.at_once)]
+
+
+class Measuring(NamedTuple):
+    """Held-out rows, and the function that measures their loss."""
+
+    table: SequenceTable
+    at_once: int  # items: rows or pairs
+    measure: Measure
+
+    def items(self) -> list[np.ndarray]:
+        """The items of each batch, filled up with none (−1)."""
+        count = len(self.table)
+        at = np.arange(-(-count // self.at_once) * self.at_once)
+        return list(np.where(at < count, at, -1).reshape(-1, self.at_once))
 
 
 class Build(NamedTuple):
@@ -84,18 +110,43 @@ class Build(NamedTuple):
 
     mesh: Mesh
     tokenizer: Any
+    eos_ids: tuple[int, ...]  # what ends a response
+    algorithm: Algorithm
     networks: Networks
     warm_start: Phase | None
     train: Phase
-    sample: Callable[..., Rollout]
-    evaluation: Evaluation
+    ahead: Ahead | None  # the reference's log-probs, if they are computed before training
+    sample: Callable[..., Rollout] | None  # None: nothing is sampled
+    answering: Answering | None
+    measuring: Measuring | None
     pool: RewardPool  # the processes that rewards in Python run in; none are started before
     group_rows: int  # responses to a prompt in a step, a yardstick included
+    notes: list[str]  # on the data
+
+    @property
+    def role(self) -> str:
+        """Of the network that training is about, and that is exported."""
+        return self.algorithm.trains
 
     @property
     def decoder(self) -> DecoderConfig:
-        """The policy's."""
-        return self.networks.sources["policy"].architecture.decoder
+        """That network's."""
+        return self.networks.sources[self.role].architecture.decoder
+
+
+class Parts(NamedTuple):
+    """What the phases and evaluations of a run are made from."""
+
+    config: Config
+    mesh: Mesh
+    algorithm: Algorithm
+    shaper: Transform
+    networks: Networks
+    tables: Tables
+    sample: Callable[..., Rollout] | None
+    score: ScoreRollout | None
+    foreign: Foreign | None  # the tokens of a reward model that has its own
+    between: Callable[[PromptTable], Between]
 
 
 def build(
@@ -112,112 +163,155 @@ def build(
     """
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
-    shards = row_shards(mesh)
     tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer)
-    table, heldout = prompt_tables(config, config_dir, context)
-    context["train_prompts"] = len(table)
     algorithm = make_algorithm(config, context)
+    tables = read_tables(config, config_dir, context, algorithm, eos_ids)
+    context["train_prompts"] = len(tables.train)
     shaper = make_shaper(config, algorithm, context)
     check_groups(config, algorithm, shaper)
-    compiled_score, python_rewards = make_rewards(config, context)
+    networks = networks_of(config, context, algorithm, shaper)
+    ahead = None
+    if config.data.reference_ahead:
+        if not algorithm.needs_reference:
+            raise UserError("data.reference_ahead: the algorithm compares nothing with a reference")
+        networks, ahead = split_ahead(networks)
 
-    networks = make_networks(
-        config.models,
-        context,
-        needs_value=algorithm.needs_value,
-        needs_reference=shaper.needs_reference,
+    sample = score = None
+    python_rewards = {}
+    if tables.prompts is not None:
+        sample = _sampler(config, config.sampling, networks, tokenizer, eos_ids)
+        eos_ids = sample.keywords["eos_ids"]
+        compiled_score, python_rewards = make_rewards(config, context)
+        score = make_score(networks.roles, compiled_score)
+    foreign = check_tokens(networks, tokenizer, _columns(config, tables, sample))
+    pool = RewardPool()
+    parts = Parts(
+        config=config,
+        mesh=mesh,
+        algorithm=algorithm,
+        shaper=shaper,
+        networks=networks,
+        tables=tables,
+        sample=sample,
+        score=score,
+        foreign=foreign,
+        between=lambda table: make_between(table, tokenizer, foreign, python_rewards, pool, report),
     )
-    roles = networks.roles
-    trained = [role for role in ("policy", "value") if role in roles]
-    if set(config.optimizer) != set(trained):
-        no_critic = "value" in config.optimizer and not algorithm.needs_value
-        raise UserError(
-            f"optimizer: settings are needed for {' and '.join(trained)}, "
-            f"got them for {', '.join(config.optimizer) or 'none'}"
-            f"{'; this algorithm has no critic: set optimizer.value=null' if no_critic else ''}"
-        )
+    if algorithm.learns_from == "prompts":
+        train, measuring = _sampling_phase(parts, host_asked=bool(foreign or python_rewards)), None
+    else:
+        train, measuring = _given_phase(parts)
+    answering = None
+    if tables.prompts is not None:
+        settings = config.sampling | config.evaluation.sampling
+        drawing = _sampler(config, settings, networks, tokenizer, eos_ids)
+        answering = _answering(parts, drawing)
+    if config.evaluation.patience is not None and config.evaluation.best is None:
+        raise UserError("evaluation.patience: evaluation.best names no figure to wait for")
+    return Build(
+        mesh=mesh,
+        tokenizer=tokenizer,
+        eos_ids=tuple(eos_ids),
+        algorithm=algorithm,
+        networks=networks,
+        warm_start=_warm_start(config, config_dir, networks, context, mesh, eos_ids),
+        train=train,
+        ahead=ahead,
+        sample=sample,
+        answering=answering,
+        measuring=measuring,
+        pool=pool,
+        group_rows=(sample.keywords["group_size"] if sample else 1) + algorithm.needs_greedy,
+        notes=tables.notes,
+    )
 
+
+def _sampler(
+    config: Config, settings: Mapping[str, Any], networks: Networks, tokenizer, eos_ids
+) -> Callable[..., Rollout]:
+    """The sampler of training, or of an evaluation that has settings of its own."""
     ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
-    sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
-    sample = make_sampler(roles["policy"].model, **sampling)
-    if sampling["pad_id"] in sampling["eos_ids"]:
-        raise UserError(f"sampling: {sampling['pad_id']} pads, so that it cannot be an EOS id too")
-    for token in (sampling["pad_id"], *sampling["eos_ids"]):
+    where = "sampling" if settings == config.sampling else "evaluation.sampling"
+    given = resolve.arguments(make_sampler, settings, context=ids, where=where)
+    sample = make_sampler(networks.roles["policy"].model, **given)
+    if given["pad_id"] in given["eos_ids"]:
+        raise UserError(f"{where}: {given['pad_id']} pads, so that it cannot be an EOS id too")
+    for token in (given["pad_id"], *given["eos_ids"]):
         if not 0 <= token < len(tokenizer):
-            raise UserError(f"sampling: {token} is no id of the tokenizer")
-    columns = config.data.max_prompt_tokens + sampling["max_tokens"]
-    foreign = check_tokens(networks, tokenizer, columns)
-    temperature = sample.keywords["temperature"]
-    score = make_score(roles, compiled_score)
-    judge = make_judge(
-        roles, score, shaper, temperature=temperature, yardstick=algorithm.needs_greedy
-    )
+            raise UserError(f"{where}: {token} is no id of the tokenizer")
+    return sample
 
-    update = resolve.defaults(make_update) | resolve.arguments(
-        make_update, config.update, context={}, where="update"
+
+def _columns(config: Config, tables: Tables, sample) -> int:
+    """Tokens of the widest row, prompt and response."""
+    widths = [table.width for table in (tables.train, tables.given) if hasattr(table, "width")]
+    if sample is not None:
+        limits = [config.sampling["max_tokens"], config.evaluation.sampling.get("max_tokens", 0)]
+        widths.append(config.data.max_prompt_tokens + max(limits))
+    return max(widths)
+
+
+def _update_settings(config: Config) -> dict[str, Any]:
+    given = resolve.arguments(
+        make_update, config.update, context={}, where="update", open_positionals=6
     )
-    updates_per_step = update["epochs"] * update["minibatches"]
-    optimizers = {
-        role: _adamw(config.optimizer[role], config.steps, updates_per_step, f"optimizer.{role}")
-        for role in trained
-    }
-    group_size = sample.keywords["group_size"]
+    return resolve.defaults(make_update) | given
+
+
+def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
+    """Reinforcement learning: the policy answers prompts, and learns from what that earned."""
+    config, algorithm, networks = parts.config, parts.algorithm, parts.networks
+    roles, table, sample = networks.roles, parts.tables.train, parts.sample
+    trained = [role for role in ("policy", "value") if role in roles]
+    update = _update_settings(config)
+    steps = steps_of(config, len(table), config.data.prompts_per_step)
+    no_critic = "value" in config.optimizer and not algorithm.needs_value
+    optimizers = make_optimizers(
+        config,
+        trained,
+        steps,
+        update["epochs"] * update["minibatches"],
+        hint="; this algorithm has no critic: set optimizer.value=null" if no_critic else "",
+    )
+    group_size, temperature = sample.keywords["group_size"], sample.keywords["temperature"]
     rows = config.data.prompts_per_step * group_size
-    _check_shards("data.prompts_per_step", config.data.prompts_per_step, mesh)
-    check_rows(rows, update["minibatches"], update["microbatches"], shards)
-
-    def begin(starts: Trees) -> TrainState:
-        state_key, trees_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-        params, frozen = networks.begin(starts, trees_key)
-        return init_state(
-            key=state_key,
-            params=params,
-            frozen=frozen,
-            optimizers=optimizers,
-            shaping=shaper.init(),
-        )
+    check_shards("data.prompts_per_step", config.data.prompts_per_step, parts.mesh)
+    check_rows(rows, update["minibatches"], update["microbatches"], row_shards(parts.mesh))
 
     draw = make_draw(roles, sample, yardstick=algorithm.needs_greedy)
     if algorithm.refill_rounds > 1:
-        if foreign or python_rewards:
+        if host_asked:
             raise UserError(
                 f"algorithm.refill_rounds={algorithm.refill_rounds}: sampling anew within a step "
                 "needs rewards that are compiled, and the host has a part in these; with 1, groups "
                 "that have nothing to teach are left out, and no others sampled in their place"
             )
         draw = make_refilled_draw(
-            draw, score, rounds=algorithm.refill_rounds, truncated=algorithm.learns_truncated
+            draw,
+            parts.score,
+            rounds=algorithm.refill_rounds,
+            truncated=algorithm.learns_truncated,
         )
     correction = None
     if config.correction is not None:
         correction = make_correction(
             **resolve.arguments(make_correction, config.correction, context={}, where="correction")
         )
+    judge = _judge(parts, temperature)
     appraise = make_appraise(
         roles, judge, algorithm.estimate, temperature=temperature, correction=correction
     )
     if algorithm.needs_greedy:
         appraise = without_yardsticks(appraise, group_size)
-
-    pool = RewardPool()
-
-    def between(table: PromptTable) -> Between:
-        return make_between(table, tokenizer, foreign, python_rewards, pool, report)
-
-    def judge_heldout(state: TrainState, rollout: Rollout) -> Judged:
-        """``judge``, for prompts that no stage has a history of."""
-        unseen = jnp.full_like(rollout.group, UNSEEN)
-        return judge(state, rollout.replace(extras=rollout.extras | {ROW: unseen}))
-
-    train = Phase(
+    return Phase(
         "train",
-        config.steps,
+        steps,
         TrainStep(
             draw,
             appraise,
             make_update(
-                make_forward(roles, temperature),
+                forward_of(algorithm, roles, temperature),
                 algorithm.loss,
                 algorithm.weigh,
                 optimizers,
@@ -225,62 +319,117 @@ def build(
                 **update,
             ),
         ),
-        begin,
+        make_begin(config, networks, optimizers, parts.shaper.init),
         {name: tree.axes for name, tree in networks.trees.items()},
         optimizers,
-        prompt_batches(
+        make_batches(
             table,
-            prompts_per_step=config.data.prompts_per_step * algorithm.refill_rounds,
+            batch_size=config.data.prompts_per_step * algorithm.refill_rounds,
             seed=config.seed,
+            weights=parts.tables.weights,
         ),
-        between(table),
-    )
-    count = min(config.evaluation.prompts, len(heldout)) // shards * shards
-    if count == 0:
-        raise UserError(f"data.eval: at least {shards} prompts are needed on this mesh")
-    return Build(
-        mesh=mesh,
-        tokenizer=tokenizer,
-        networks=networks,
-        warm_start=_warm_start(config, config_dir, networks, context, mesh),
-        train=train,
-        sample=sample,
-        evaluation=Evaluation(
-            heldout.take(range(count)),
-            make_draw_both(roles, sample),
-            between(heldout),
-            judge_heldout,
-            shaped=not shaper.needs_groups,
-        ),
-        pool=pool,
-        group_rows=group_size + algorithm.needs_greedy,
+        parts.between(table),
     )
 
 
-def make_forward(roles: Mapping[str, Role], temperature: float) -> Forward:
-    """(all trees, rows) -> what a loss needs of policy and value, which may share a pass."""
-    policy, value = roles["policy"], roles.get("value")
-
-    def forward(trees: Trees, batch) -> Outputs:
-        params = role_params(policy, trees)
-        hidden = policy.model.apply(params, batch.tokens, batch.mask)
-        logprobs, entropy = hidden_logprobs(
-            policy.model, params, hidden, batch.tokens, temperature=temperature
+def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
+    """Learning from rows that are given, and how their loss is measured on held-out ones."""
+    config, algorithm, networks = parts.config, parts.algorithm, parts.networks
+    data, table = config.data, parts.tables.train
+    update = _update_settings(config)
+    for name in ("epochs", "minibatches"):
+        if update[name] != 1:
+            raise UserError(
+                f"update.{name}: a batch of given rows is learned from once, as a whole; "
+                "see epochs and data.batch_size"
+            )
+    check_shards("data.batch_size", data.batch_size, parts.mesh)
+    check_rows(data.batch_size, 1, update["microbatches"], row_shards(parts.mesh))
+    steps = steps_of(config, len(table), data.batch_size)
+    optimizers = make_optimizers(config, [algorithm.trains], steps, 1)
+    learning = learning_from_given(
+        algorithm,
+        networks.roles,
+        optimizers,
+        needs_reference="reference" in networks.roles,
+        microbatches=update["microbatches"],
+    )
+    if data.buckets > 1 and (data.packing or parts.tables.weights is not None):
+        raise UserError("data.buckets: rows that are packed, or mixed by weight, have none")
+    if data.buckets > 1:
+        batches = bucketed_batches(
+            table, batch_size=data.batch_size, buckets=data.buckets, seed=config.seed
         )
-        if value is None:
-            return Outputs(logprobs, entropy)
-        params = role_params(value, trees)
-        if value.trees[: len(policy.trees)] != policy.trees:
-            hidden = value.model.apply(params, batch.tokens, batch.mask)
-        return Outputs(logprobs, entropy, hidden_values(value.model, params, hidden))
+    else:
+        weights = parts.tables.weights
+        batches = make_batches(table, batch_size=data.batch_size, seed=config.seed, weights=weights)
+    baseline = algorithm.baseline
+    phase = Phase(
+        "train",
+        steps,
+        learning.train_step,
+        make_begin(config, networks, optimizers, baseline.init if baseline else lambda: ()),
+        {name: tree.axes for name, tree in networks.trees.items()},
+        optimizers,
+        batches,
+    )
+    measuring = None
+    if parts.tables.given is not None:
+        measuring = Measuring(parts.tables.given, data.batch_size, learning.measure)
+    return phase, measuring
 
-    return forward
+
+def _judge(parts: Parts, temperature: float) -> Callable[[TrainState, Rollout], Judged]:
+    return make_judge(
+        parts.networks.roles,
+        parts.score,
+        parts.shaper,
+        temperature=temperature,
+        yardstick=parts.algorithm.needs_greedy,
+    )
+
+
+def _answering(parts: Parts, sample: Callable[..., Rollout]) -> Answering:
+    """How held-out prompts are answered and judged."""
+    config, roles, shaper = parts.config, parts.networks.roles, parts.shaper
+    settings = config.evaluation
+    if "group_size" in settings.sampling:
+        raise UserError("evaluation.sampling.group_size: it is evaluation.samples_per_prompt there")
+    judge = _judge(parts, sample.keywords["temperature"])
+    samples = parts.algorithm.learns_from == "prompts"
+
+    def judge_heldout(state: TrainState, rollout: Rollout) -> Judged:
+        """``judge``, for prompts that no stage has a history of."""
+        unseen = jnp.full_like(rollout.group, UNSEEN)
+        if not samples:  # the state is of a baseline, not of a shaping chain
+            state = state.replace(shaping=shaper.init())
+        return judge(state, rollout.replace(extras=rollout.extras | {ROW: unseen}))
+
+    count = min(settings.prompts, len(parts.tables.prompts))
+    shards = row_shards(parts.mesh)
+    chunks = -(-count // (settings.prompts_at_once or count))
+    return Answering(
+        table=parts.tables.prompts,
+        prompts=count,
+        at_once=-(-count // (chunks * shards)) * shards,
+        samples=settings.samples_per_prompt,
+        draw=make_draw_heldout(roles, sample, samples=settings.samples_per_prompt),
+        between=parts.between(parts.tables.prompts),
+        judge=judge_heldout,
+        shaped=not shaper.needs_groups,
+    )
 
 
 def abstract_state(built: Build, phase: Phase) -> TrainState:
     """The shapes of the state that a phase begins with."""
     starts = {name: start.abstract for name, start in built.networks.starts.items()}
     return jax.eval_shape(phase.begin, starts)
+
+
+def first_batch(built: Build) -> Prompts | Experience:
+    """A batch as the step sees it, for its shapes."""
+    batch = built.train.batches[0]
+    return batch if built.ahead is None else with_columns(batch)
 
 
 def check_weights(built: Build) -> None:
@@ -295,12 +444,13 @@ def check_step(built: Build) -> None:
     """Traces a step and an evaluation on shapes alone, so that a faulty reward or shaping stage is
     found before anything runs."""
     state, key = abstract_state(built, built.train), jax.random.key(0)
-    step = built.train.train_step
-    drawn = jax.eval_shape(step.draw_step, state, built.train.batches[0])
+    step, batch = built.train.train_step, first_batch(built)
+    drawn = jax.eval_shape(step.draw_step, state, batch)
     after, metrics = jax.eval_shape(step.learn, state, built.train.between.abstract(drawn))
-    evaluation = built.evaluation
-    drawn = jax.eval_shape(evaluation.draw, state, evaluation.prompts, key)
-    jax.eval_shape(evaluation.judge, state, evaluation.between.abstract(drawn))
+    if built.answering is not None:
+        answering = built.answering
+        drawn = jax.eval_shape(answering.draw, state, answering.chunks()[0], key)
+        jax.eval_shape(answering.judge, state, answering.between.abstract(drawn))
     for (path, old), new in zip(
         jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
     ):
@@ -315,7 +465,7 @@ def check_step(built: Build) -> None:
             raise UserError(f'the metric "{name}" must be one number, has shape {metric.shape}')
 
 
-def _warm_start(config, config_dir, networks: Networks, context, mesh) -> Phase | None:
+def _warm_start(config, config_dir, networks: Networks, context, mesh, eos_ids) -> Phase | None:
     warm = config.warm_start
     if warm is None:
         return None
@@ -324,45 +474,22 @@ def _warm_start(config, config_dir, networks: Networks, context, mesh) -> Phase 
             "warm_start: it trains the whole policy; run it by itself, and train adapters "
             "(models.policy.lora) on what it exports"
         )
-    rows, name = read_rows(warm.data, config_dir, context, "warm_start.data")
-    batches, mean_tokens = demonstration_batches(
-        rows,
-        context["tokenizer"],
-        source=name,
-        batch_size=warm.batch_size,
-        buckets=warm.buckets,
-        seed=config.seed,
-        chat_template=config.data.chat_template,
+    table = demonstrations(warm.data, config, config_dir, context, "warm_start.data", eos_ids)
+    batches = bucketed_batches(
+        table, batch_size=warm.batch_size, buckets=warm.buckets, seed=config.seed
     )
-    _check_shards("warm_start.batch_size", warm.batch_size, mesh)
-    optimizers = {"policy": _adamw(warm.optimizer, warm.steps, 1, "warm_start.optimizer")}
+    check_shards("warm_start.batch_size", warm.batch_size, mesh)
+    optimizers = {"policy": make_adamw(warm.optimizer, warm.steps, 1, "warm_start.optimizer")}
     # Every token weighs the same, whichever bucket its row comes from.
-    algorithm = algorithms.sft(aggregation="seq-mean-token-sum-norm", norm_tokens=mean_tokens)
+    norm = {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": table.mean_tokens}
     policy = {"policy": networks.roles["policy"]}
+    learning = learning_from_given(
+        algorithms.sft(**norm), policy, optimizers, needs_reference=False
+    )
 
     def begin(starts: Trees) -> TrainState:
         key = jax.random.split(jax.random.key(config.seed))[1]
         return init_state(key=key, params={"policy": starts["policy"]}, optimizers=optimizers)
 
-    forward = make_forward(policy, temperature=1.0)
-    update = make_update(forward, algorithm.loss, algorithm.weigh, optimizers)
-    step = TrainStep(draw_offline, appraise_offline, update)
     axes = {"policy": networks.trees["policy"].axes}
-    return Phase("warm_start", warm.steps, step, begin, axes, optimizers, batches)
-
-
-def _adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, where: str):
-    keywords = resolve.arguments(adamw, given, context={}, where=where, open_positionals=2)
-    try:
-        return adamw(steps, updates_per_step, **keywords)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _check_shards(where: str, count: int, mesh: Mesh) -> None:
-    shards = row_shards(mesh)
-    if count % shards:
-        raise UserError(
-            f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
-            f"{multiples(count, shards)} would"
-        )
+    return Phase("warm_start", warm.steps, learning.train_step, begin, axes, optimizers, batches)

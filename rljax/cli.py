@@ -9,15 +9,17 @@ from rljax import __version__
 USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax export RUN --to DIR [--step N] [--role ROLE] [--dtype DTYPE] [--merge]
+       rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
        rljax doctor MODEL
        rljax --version
 
-launch  train a language model by reinforcement
+launch  train a language model
 export  write a model of a run as a Hugging Face folder
+eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "doctor")
+COMMANDS = ("launch", "export", "eval", "doctor")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """From YAML and ``key=value`` overrides to a checked configuration."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -17,7 +17,7 @@ from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
-Source = Node  # likewise, or the path of a file
+Source = Node  # likewise, or a file, folder or hub id; {source: …} with settings of its own
 MODEL_OPTIONS = {"lora": None, "param_dtype": "float32"}  # beside a model's own keywords
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
@@ -29,17 +29,27 @@ class Section(pydantic.BaseModel):
 class Models(Section):
     """Each names a function with the sizes of a model, or a Hugging Face folder or hub id."""
 
-    policy: Node
+    policy: Node | None = None  # null only where a reward model is trained
     value: Node = OF_POLICY  # its trunk, copied, under a new head; or "shared"
     reference: Node = OF_POLICY  # as it is when training starts
     reward: Node | None = None
+    teacher: Node | None = None  # whom a distilled policy imitates
 
 
 class Data(Section):
-    train: Source
-    eval: Source
-    prompts_per_step: pydantic.PositiveInt
-    max_prompt_tokens: pydantic.PositiveInt
+    """Rows of prompts, demonstrations, pairs or labelled responses, as the algorithm asks."""
+
+    train: Source | list[Source]  # several are mixed, by the weight of each
+    eval: Source | list[Source] | None = None  # held out
+    prompts_per_step: pydantic.PositiveInt | None = None  # where the policy samples
+    batch_size: pydantic.PositiveInt | None = None  # where rows are given: rows, pairs or packs
+    max_prompt_tokens: pydantic.PositiveInt | None = None
+    max_tokens: pydantic.PositiveInt | None = None  # of a given row, prompt and response
+    overlong: Literal["refuse", "drop", "truncate"] = "refuse"  # rows beyond these
+    columns: dict[str, str] = {}  # ours: theirs, where a source's names say nothing
+    packing: bool = False  # demonstrations end to end, in rows of max_tokens
+    buckets: pydantic.PositiveInt = 1  # of row lengths, each padded to its longest
+    reference_ahead: bool = False  # its log-probs are computed once, before training
     chat_template: dict[str, Any] = {}  # what the tokenizer's chat template takes beside messages
 
 
@@ -62,8 +72,14 @@ class WarmStart(Section):
 
 class Evaluation(Section):
     prompts: pydantic.PositiveInt = 256  # at most; those that the data has
+    prompts_at_once: pydantic.PositiveInt | None = None  # null: all
     every_steps: pydantic.NonNegativeInt = 0  # 0: only before and after
-    samples: pydantic.NonNegativeInt = 16  # completions written out at each evaluation
+    samples_per_prompt: pydantic.PositiveInt = 1  # beside the greedy response
+    sampling: dict[str, Any] = {}  # over the settings of training
+    samples: pydantic.NonNegativeInt = 16  # prompts whose responses are written out
+    best: str | None = None  # the figure that says which checkpoint is the best one; it is kept
+    best_is: Literal["max", "min"] = "max"
+    patience: pydantic.PositiveInt | None = None  # evaluations without a better one end the run
 
 
 class Checkpointing(Section):
@@ -72,16 +88,17 @@ class Checkpointing(Section):
 
 
 class Config(Section):
-    steps: pydantic.NonNegativeInt
+    steps: pydantic.NonNegativeInt | None = None
+    epochs: pydantic.PositiveFloat | None = None  # over data.train, in place of steps
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
     mesh: dict[str, Any] = {}
     models: Models
     tokenizer: Node | None = None  # null: the policy's own
     data: Data
-    sampling: dict[str, Any]
-    length: LengthPolicy
-    rewards: dict[str, Node]
+    sampling: dict[str, Any] = {}
+    length: LengthPolicy | None = None
+    rewards: dict[str, Node] = {}
     reward_weights: dict[str, pydantic.FiniteFloat] = {}
     shaping: dict[str, Node | None] | None = None
     algorithm: Node
@@ -92,10 +109,14 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
 
-    @pydantic.field_validator("optimizer", "rewards", mode="before")
+    @pydantic.field_validator(
+        "mesh", "sampling", "rewards", "reward_weights", "update", "optimizer", mode="before"
+    )
     @classmethod
     def _none(cls, value):
         """Null takes away what the config extended has."""
+        if value is None:
+            return {}
         if isinstance(value, dict):
             return {name: given for name, given in value.items() if given is not None}
         return value
@@ -136,7 +157,12 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         config = Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error)) from error
-    shaping.length_metrics(config.length.min_tokens, config.length.max_tokens)
+    if config.length is not None:
+        shaping.length_metrics(config.length.min_tokens, config.length.max_tokens)
+    if config.steps is None and config.epochs is None:
+        raise UserError('the config lacks "steps", or else "epochs"')
+    if config.steps is not None and config.epochs is not None:
+        raise UserError("steps and epochs both say how long to train; set one of them to null")
     return config
 
 
@@ -161,10 +187,19 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tree with the data files that lie beside it named from anywhere."""
-    for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
-        source = (tree.get(section) or {}).get(key)
+
+    def anchored(source):
+        if isinstance(source, list):
+            return [anchored(one) for one in source]
+        if isinstance(source, dict) and "source" in source:
+            return {**source, "source": anchored(source["source"])}
         if isinstance(source, str) and not Path(source).exists() and (folder / source).exists():
-            tree[section][key] = str((folder / source).resolve())
+            return str((folder / source).resolve())
+        return source
+
+    for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
+        if key in (tree.get(section) or {}):
+            tree[section][key] = anchored(tree[section][key])
     return tree
 
 
@@ -212,7 +247,8 @@ def resolved(config: Config) -> dict[str, Any]:
     tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
     if isinstance(config.tokenizer, str) and Path(config.tokenizer).expanduser().is_dir():
         tree["tokenizer"] = str(Path(config.tokenizer).expanduser().resolve())
-    tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
+    if config.sampling:
+        tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
     tree["update"] = resolve.defaults(make_update) | config.update
     tree["models"] = {
         role: _explicit_model(node, f"models.{role}")
@@ -260,7 +296,7 @@ def _explain(error: pydantic.ValidationError) -> str:
     """The first fault of a config, in one line."""
     fault = error.errors()[0]
     # Of a key that may be several things, the location names the branch as well.
-    branches = ("str", "dict[str,any]")
+    branches = ("str", "dict[str,any]", "list[union[str,dict[str,any]]]")
     *parents, last = (str(part) for part in fault["loc"] if part not in branches)
     where = ".".join([*parents, last])
     if len(parents) + 1 < len(fault["loc"]):

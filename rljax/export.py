@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 
-from rljax.config import Config, load_config, resolved
+from rljax import resolve
+from rljax.config import Config, load_config
 from rljax.errors import UserError
-from rljax.host.checkpoint import restore_trees
+from rljax.host.checkpoint import restore_parts
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
 from rljax.models.lora import merge_lora
-from rljax.objective import context_of, make_algorithm, make_shaper
-from rljax.roles import Networks, Trees, make_networks
+from rljax.objective import context_of, make_algorithm, make_shaper, networks_of
+from rljax.roles import Networks, Trees
+from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, param_shardings
 from rljax.tokens import read_tokenizer
 from rljax.trees import role_params
@@ -30,25 +32,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument("--step", type=int, help="of the checkpoint; by default the newest")
-    parser.add_argument("--role", default="policy", choices=("policy", "value", "reward"))
+    parser.add_argument(
+        "--role", choices=("policy", "value", "reward"), help="by default what was trained"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they came")
     parser.add_argument(
         "--merge", action="store_true", help="merge a policy's adapters into their base"
     )
     options = parser.parse_args(arguments)
     try:
-        step = export_run(**vars(options))
+        role, step = export_run(**vars(options))
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
         return 2
-    print(f"exported the {options.role} of step {step} to {options.to}")
+    print(f"exported the {role} of step {step} to {options.to}")
     return 0
 
 
 def export_run(
-    run: Path, *, to: Path, step: int | None, role: str, dtype: str | None, merge: bool
-) -> int:
-    """Exports from a checkpoint of a run; returns its step."""
+    run: Path, *, to: Path, step: int | None, role: str | None, dtype: str | None, merge: bool
+) -> tuple[str, int]:
+    """Exports from a checkpoint of a run; returns the role and the step."""
     path = run / "config.yaml"
     if not path.exists():
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
@@ -56,18 +60,15 @@ def export_run(
     tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer) | {"train_prompts": 1}  # however many
     algorithm = make_algorithm(config, context)
-    networks = make_networks(
-        config.models,
-        context,
-        needs_value=algorithm.needs_value,
-        needs_reference=make_shaper(config, algorithm, context).needs_reference,
-    )
+    networks = networks_of(config, context, algorithm, make_shaper(config, algorithm, context))
+    role = role or algorithm.trains
     if role not in networks.roles:
         raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")
-    step, trees = restore_trees(run / "checkpoints", step, _wanted(networks, role))
+    params, frozen = _wanted(networks, role)
+    step, parts = restore_parts(run / "checkpoints", step, {"params": params}, frozen)
     export_role(
         to,
-        trees,
+        parts["frozen"] | parts["params"],
         networks,
         config,
         tokenizer,
@@ -77,7 +78,7 @@ def export_run(
         merge=merge,
         details=run_details(run, step),
     )
-    return step
+    return role, step
 
 
 def export_role(
@@ -122,7 +123,7 @@ def export_role(
     params = role_params(networks.roles[role], trees)
     if source.lora is not None:
         params = merge_lora(params, source.lora)
-    drawing = resolved(config)["sampling"]
+    drawing = resolve.defaults(make_sampler) | config.sampling
     stored = str(source.architecture.hf.dtype).removeprefix("torch.")
     export_model(
         folder,
@@ -144,8 +145,8 @@ def run_details(run: Path, step: int) -> dict[str, Any]:
     return {"step": step} | {k: f"{v:.4g}" for k, v in figures.items() if k != "step"}
 
 
-def _wanted(networks: Networks, role: str) -> dict[str, Trees]:
-    """Shapes and shardings of the trees that a role is made of, as a TrainState has them."""
+def _wanted(networks: Networks, role: str) -> tuple[Trees, Trees]:
+    """Shapes and shardings of the trees that a role is made of: those trained, those frozen."""
     mesh = make_mesh(data=1, fsdp=-1)
     starts = {name: start.abstract for name, start in networks.starts.items()}
     params, frozen = jax.eval_shape(networks.begin, starts, jax.random.key(0))
@@ -158,7 +159,8 @@ def _wanted(networks: Networks, role: str) -> dict[str, Trees]:
         )
 
     needed = networks.roles[role].trees
-    return {
-        part: {name: laid_out(name, tree) for name, tree in trees.items() if name in needed}
-        for part, trees in (("params", params), ("frozen", frozen))
-    }
+
+    def of_role(trees: Trees) -> Trees:
+        return {name: laid_out(name, tree) for name, tree in trees.items() if name in needed}
+
+    return of_role(params), of_role(frozen)

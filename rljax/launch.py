@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
     )
     options = parser.parse_intermixed_args(arguments)
-    _enough_threads()
+    enough_threads()
     try:
         config_path, overrides = config_and_overrides(options.settings)
         config = load_config(config_path, overrides)
@@ -72,21 +72,21 @@ def dry_run(config: Config, config_path: Path) -> int:
     check_weights(built)
     check_step(built)
     print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
-    for name, line in describe(built, config).items():
+    for name, line in describe(built, config):
         print(f"{name:<11} {line}")
     return 0
 
 
 def run(config: Config, config_path: Path) -> int:
     """Builds everything and trains."""
-    _use_compilation_cache()
+    use_compilation_cache()
     terminal = Terminal()
     built = build(
         config, config_path.parent, report=lambda line: terminal.say("reward", line, text=line)
     )
     check_weights(built)
     check_step(built)
-    folder = Path(config.run_dir) if config.run_dir else _new_run_dir()
+    folder = Path(config.run_dir) if config.run_dir else numbered_folder("runs")
     try:
         with built.pool, jax.set_mesh(built.mesh), interrupts() as interrupted:
             Run(config, built, folder, terminal, interrupted).run()
@@ -115,28 +115,28 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _new_run_dir() -> Path:
-    """The first free ``runs/NNNN``, made at once, so that no two runs take the same."""
-    numbers = [int(p.name) for p in Path("runs").glob("*") if re.fullmatch(r"\d+", p.name)]
+def numbered_folder(parent: str) -> Path:
+    """The first free ``parent/NNNN``, made at once, so that no two runs take the same."""
+    numbers = [int(p.name) for p in Path(parent).glob("*") if re.fullmatch(r"\d+", p.name)]
     for number in itertools.count(max(numbers, default=0) + 1):
-        folder = Path("runs") / f"{number:04d}"
+        folder = Path(parent) / f"{number:04d}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"cannot make a run folder under runs/: {error.strerror}") from error
+            raise UserError(f"cannot make a folder under {parent}/: {error.strerror}") from error
         return folder
 
 
-def _enough_threads() -> None:
+def enough_threads() -> None:
     """Gives simulated devices a thread each, and more: fewer can wait for each other for ever."""
     simulated = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if simulated:  # read when JAX first looks for devices
         os.environ.setdefault("NPROC", str(2 * int(simulated[1])))
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the user has said where, or not to."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

@@ -9,6 +9,7 @@ from rljax import algorithms, resolve, rewards, shaping
 from rljax.config import Config
 from rljax.errors import UserError, nearest
 from rljax.rewards import PythonReward
+from rljax.roles import Networks, make_networks
 from rljax.sampling import make_sampler
 from rljax.types import PYTHON_REWARD, Algorithm, Rollout, Score, Transform
 
@@ -20,22 +21,82 @@ def context_of(config: Config, tokenizer) -> dict[str, Any]:
         "vocab_size": len(tokenizer),
         "seed": config.seed,
         "budget_tokens": config.sampling.get("max_tokens"),
-        **config.length.model_dump(),
+        **(config.length.model_dump() if config.length else {}),
     }
 
 
 def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
     """The algorithm that a config names.
 
-    Raises ``UserError`` if it does not sample.
+    Raises ``UserError`` if the config has settings that it would not read.
     """
     algorithm = resolve.call(
         config.algorithm, algorithms, context=context, where="algorithm", nested=shaping
     )
     _expect(algorithm, Algorithm, "algorithm")
-    if algorithm.estimate is None:
-        raise UserError("algorithm: one that samples is needed here, such as ppo")
+    _check_sections(config, algorithm.learns_from == "prompts", algorithm.trains)
     return algorithm
+
+
+def _check_sections(config: Config, samples: bool, trains: str) -> None:
+    """Refuses settings that nothing reads: of sampling where rows are given, and the reverse."""
+    data = config.data
+    if samples:
+        unread = {
+            "data.batch_size": data.batch_size,
+            "data.max_tokens": data.max_tokens,
+            "data.packing": data.packing,
+            "data.buckets": data.buckets > 1,
+            "data.reference_ahead": data.reference_ahead,
+        }
+        why = "the policy samples its responses"
+        lacking = {
+            "data.eval": data.eval,
+            "data.prompts_per_step": data.prompts_per_step,
+            "data.max_prompt_tokens": data.max_prompt_tokens,
+            "length": config.length,
+        }
+    else:
+        unread = {
+            "data.prompts_per_step": data.prompts_per_step,
+            "shaping": config.shaping_stages(),
+            "correction": config.correction is not None,
+            "sampling": config.sampling and not config.rewards,
+            "length": config.length and not config.rewards,
+        }
+        why = "its rows are given, not sampled"
+        lacking = {"data.batch_size": data.batch_size}
+        if config.rewards:  # held-out prompts are answered
+            lacking |= {
+                "data.eval": data.eval,
+                "data.max_prompt_tokens": data.max_prompt_tokens,
+                "length": config.length,
+            }
+            why += "; only an evaluation by rewards samples"
+    name, _ = resolve.split(config.algorithm, "algorithm")
+    if trains == "reward":
+        unread |= {"rewards": config.rewards, "warm_start": config.warm_start}
+        why = "it trains a reward model on rows that are given"
+    for key, value in unread.items():
+        if value:
+            raise UserError(f"{key}: {name} does not read it: {why}")
+    for key, value in lacking.items():
+        if value is None:
+            raise UserError(f'the config lacks "{key}"')
+
+
+def networks_of(
+    config: Config, context: Mapping[str, Any], algorithm: Algorithm, shaper: Transform
+) -> Networks:
+    """The networks that an algorithm and its shaping need, from the models of a config."""
+    return make_networks(
+        config.models,
+        context,
+        trains=algorithm.trains,
+        needs_value=algorithm.needs_value,
+        needs_reference=algorithm.needs_reference or shaper.needs_reference,
+        needs_teacher=algorithm.divergence is not None,
+    )
 
 
 def check_groups(config: Config, algorithm: Algorithm, shaper: Transform) -> None:
@@ -51,6 +112,8 @@ def check_groups(config: Config, algorithm: Algorithm, shaper: Transform) -> Non
 
 def make_shaper(config: Config, algorithm: Algorithm, context: Mapping[str, Any]) -> Transform:
     """A chain: measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
+    if config.length is None:  # nothing is ever sampled
+        return shaping.chain()
     first = {"measure": shaping.length_metrics(**config.length.model_dump())}
     if not algorithm.learns_truncated:
         first["overlong"] = shaping.overlong_filter()

@@ -89,8 +89,10 @@ def make_networks(
     models: Models,
     context: Mapping[str, Any],
     *,
-    needs_value: bool,
-    needs_reference: bool,
+    trains: Literal["policy", "reward"] = "policy",
+    needs_value: bool = False,
+    needs_reference: bool = False,
+    needs_teacher: bool = False,
 ) -> Networks:
     """Roles, sources, starts and trees for the models of a config.
 
@@ -98,16 +100,29 @@ def make_networks(
     for a model that cannot be had, that nothing would read, or that cannot play its role.
     """
     made = Networks({}, {}, {}, {})
-    _policy(made, read_source(models.policy, "models.policy", context))
+    main = getattr(models, trains)
+    if main is None:
+        raise UserError(f'the config lacks "models.{trains}"')
+    if trains == "policy":
+        _policy(made, read_source(main, "models.policy", context))
+    elif models.policy is not None:
+        raise UserError("models.policy: a reward model is trained here, and nothing reads a policy")
     if needs_reference:
         _reference(made, models.reference, context)
     elif models.reference != OF_POLICY:
-        raise UserError("models.reference: no shaping stage reads it; a kl_penalty would")
+        raise UserError("models.reference: nothing here compares the policy with a reference")
     if needs_value:
         _value(made, models.value, context)
     elif models.value != OF_POLICY:
         raise UserError("models.value: the algorithm has no value model")
-    if models.reward is not None:
+    if needs_teacher:
+        _teacher(made, models.teacher, context)
+    elif models.teacher is not None:
+        raise UserError("models.teacher: the algorithm has no teacher; distill has one")
+    if trains == "reward":
+        source = read_source(main, "models.reward", context)
+        _scorer(made, "reward", source, "reward")
+    elif models.reward is not None:
         _reward(made, models.reward, context)
     return made
 
@@ -227,18 +242,35 @@ def _reference(made: Networks, node: Node, context) -> None:
             made.roles["reference"] = Role(source.model("lm"), ("policy_base",))
             return
     else:
-        source, start = read_source(node, "models.reference", context), "reference"
-        if source.lora is not None:
-            raise UserError("models.reference: it is never trained, so that it takes no lora")
-        if source.head != "lm":
-            raise UserError(f"models.reference: {name} has no language-model head")
-        _start(made, "reference", source, "lm", source.param_dtype)
-        made.sources["reference"] = source
+        source, start = _frozen_lm(made, "reference", node, context), "reference"
     model = source.model("lm")
     made.trees["reference"] = Tree(
         False, model.axes, source.param_dtype, lambda starts, key: starts[start]
     )
     made.roles["reference"] = Role(model, ("reference",))
+
+
+def _teacher(made: Networks, node: Node | None, context) -> None:
+    if node is None:
+        raise UserError('the config lacks "models.teacher", whom the policy is to imitate')
+    source = _frozen_lm(made, "teacher", node, context)
+    model = source.model("lm")
+    made.trees["teacher"] = Tree(
+        False, model.axes, source.param_dtype, lambda starts, key: starts["teacher"]
+    )
+    made.roles["teacher"] = Role(model, ("teacher",))
+
+
+def _frozen_lm(made: Networks, role: str, node: Node, context) -> Source:
+    """A language model of its own that is never trained."""
+    source = read_source(node, f"models.{role}", context)
+    if source.lora is not None:
+        raise UserError(f"models.{role}: it is never trained, so that it takes no lora")
+    if source.head != "lm":
+        raise UserError(f"models.{role}: {source.name} has no language-model head")
+    _start(made, role, source, "lm", source.param_dtype)
+    made.sources[role] = source
+    return source
 
 
 def _value(made: Networks, node: Node, context) -> None:
@@ -264,32 +296,38 @@ def _value(made: Networks, node: Node, context) -> None:
         )
     else:
         source, start = read_source(node, "models.value", context), "value"
-    dtype = _trained_dtype(source, "models.value")
-    if start == "value":
-        _start(made, "value", source, "value", dtype)
-    made.sources["value"] = source
+    _scorer(made, "value", source, start)
+
+
+def _scorer(made: Networks, role: str, source: Source, start: str) -> None:
+    """A trained network with a scalar head: its trunk is that of a start, and so is its head, if
+    the start has one; else it is new."""
+    dtype = _trained_dtype(source, f"models.{role}")
+    if start == role:
+        _start(made, role, source, "value", dtype)
+    made.sources[role] = source
     model = source.model("value", source.lora)
 
     def head(starts: Trees, key: PRNGKeyArray) -> Params:
-        scored = start == "value" and "head" in starts["value"]
-        return {"head": starts["value"]["head"] if scored else model.init(key)["head"]}
+        scored = start == role and "head" in starts[role]
+        return {"head": starts[role]["head"] if scored else model.init(key)["head"]}
 
     if source.lora is None:
-        made.trees["value"] = Tree(
+        made.trees[role] = Tree(
             True, model.axes, dtype, lambda starts, key: _trunk(starts[start]) | head(starts, key)
         )
-        made.roles["value"] = Role(model, ("value",))
+        made.roles[role] = Role(model, (role,))
         return
     base = _base_of_policy(made, dtype) if start == "policy" else None
     if base is None:
-        base, axes = "value_base", _trunk(source.model("value").axes)
+        base, axes = f"{role}_base", _trunk(source.model("value").axes)
         made.trees[base] = Tree(False, axes, dtype, lambda starts, key: _trunk(starts[start]))
     axes, draw = _adapters(model)
     axes |= {"head": model.axes["head"]}
-    made.trees["value"] = Tree(
+    made.trees[role] = Tree(
         True, axes, "float32", lambda starts, key: draw(key) | head(starts, key)
     )
-    made.roles["value"] = Role(model, (base, "value"))
+    made.roles[role] = Role(model, (base, role))
 
 
 def _base_of_policy(made: Networks, dtype: str) -> str | None:

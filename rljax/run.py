@@ -5,6 +5,7 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 """
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -14,29 +15,32 @@ import jax
 import yaml
 
 from rljax import __version__
-from rljax.build import Build, Phase, abstract_state
+from rljax.ahead import read_reference, write_reference
+from rljax.build import Build, abstract_state
 from rljax.config import Config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
+from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
-from rljax.host.checkpoint import Checkpoints
+from rljax.host.checkpoint import FROZEN, Checkpoints
 from rljax.host.curves import draw_curves
-from rljax.host.evaluation import summarise
-from rljax.host.loop import CompiledStep, check_finite, run_steps, to_host
+from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, read_records
+from rljax.host.selection import best_record, out_of_patience
 from rljax.host.terminal import Terminal
-from rljax.host.weights import Weights, import_params
+from rljax.phases import Phase
 from rljax.roles import Trees
-from rljax.sharding import param_shardings, row_sharding
+from rljax.starts import load_start
 from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
 
-EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
 MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
 MANY_TRUNCATED = 0.5  # from this share on it is said
 WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
     "nll": "policy/nll",
+    "in order": "rewards/accuracies",
+    "margin": "rewards/margins",
     "reward": "reward_mean",
     "length": "length_mean",
     "in band": "in_band_ratio",
@@ -63,15 +67,20 @@ class Run:
         self._started = time.perf_counter()
         self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
-        self._evaluation = None  # compiled when it is first asked for
+        self._made: Trees | None = None  # starts that are not used yet
+        self._tired = False  # no better evaluation is waited for
 
     def run(self) -> None:
         """Runs to the end, from the newest checkpoint if there is one."""
         self._open_folder()
-        phase = self.built.train
+        phase, settings = self.built.train, self.config.evaluation
         with contextlib.ExitStack() as closing:
             checkpoints = self._checkpoints(phase)
             closing.callback(checkpoints.close)
+            best = None
+            if settings.best is not None:
+                best = self._best_checkpoint()
+                closing.callback(best.close)
             resumed = checkpoints.latest()
             evaluations, samples = (
                 closing.enter_context(
@@ -79,15 +88,21 @@ class Run:
                 )
                 for name in ("evaluations.jsonl", "samples.jsonl")
             )
+            phase, evaluator = self._with_reference(phase)
 
             def evaluate(step: int, state: TrainState) -> None:
-                figures, responses = self.evaluate(state)
+                figures, responses = evaluator(state)
                 evaluations.write({"step": step, **figures})
-                for response in responses[: 2 * self.config.evaluation.samples]:
-                    samples.write({"step": step, **response})
+                for response in responses:
+                    if response["prompt_index"] < settings.samples:
+                        samples.write({"step": step, **response})
+                if best is not None and self._best_step() == step:
+                    best.save(step, state, {}, force=True)
+                    best.wait()  # a checkpoint after this one must not be without it
+                self._tired = self._out_of_patience()
 
             def evaluate_if_due(step: int, state: TrainState) -> None:
-                every = self.config.evaluation.every_steps
+                every = settings.every_steps
                 if step == phase.steps or (every and step % every == 0):
                     evaluate(step, state)
 
@@ -98,32 +113,59 @@ class Run:
             else:
                 state = self._restore(phase, checkpoints)
                 self.terminal.say("resume", f"resuming from step {resumed}", step=resumed)
-            state = self._train(phase, state, checkpoints, evaluate_if_due)
+                self._tired = self._out_of_patience()
+            state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
         self._finish(state)
 
-    def evaluate(self, state: TrainState):
-        """Held-out prompts, answered greedily and as sampled, always with the same draws."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION)
-        prompts, draw, between, judge, shaped = self.built.evaluation
-        if self._evaluation is None:
-            with self._compiling("evaluation"):
-                rows = row_sharding(self.built.mesh)
-                drawing = jax.jit(draw, out_shardings=rows).lower(state, prompts, key).compile()
-                drawn = jax.eval_shape(draw, state, prompts, key)
-                drawn = between.abstract(drawn, rows)
-                self._evaluation = drawing, jax.jit(judge).lower(state, drawn).compile()
-        drawing, judging = self._evaluation
-        judged = judging(state, between.add(drawing(state, prompts, key)))
-        check_finite(to_host(judged.metrics), "on the held-out prompts")
-        rollout, scored, rewards = jax.device_get((judged.rollout, judged.scored, judged.rewards))
-        return summarise(
-            rollout,
-            rewards,
-            scored.counted,
-            self.built.tokenizer,
-            **self.config.length.model_dump(),
-            shaped=shaped,
+    def _evaluations(self) -> list[dict]:
+        return read_records(self.folder / "evaluations.jsonl")
+
+    def _best_step(self) -> int:
+        settings = self.config.evaluation
+        best = best_record(self._evaluations(), settings.best, settings.best_is)
+        return 0 if best is None else best["step"]
+
+    def _best_checkpoint(self) -> Checkpoints:
+        """Where the best state is kept; what is frozen lies with the others."""
+        folder = self._folder(self.built.train)
+        return Checkpoints(
+            folder / "best", every_steps=1, keep=1, frozen=folder / "checkpoints" / FROZEN
         )
+
+    def _out_of_patience(self) -> bool:
+        settings = self.config.evaluation
+        if settings.patience is None:
+            return False
+        tired = out_of_patience(
+            self._evaluations(), settings.best, settings.best_is, settings.patience
+        )
+        if tired:
+            text = f"no better {settings.best} in {settings.patience} evaluations: stopping early"
+            self.terminal.say("early stop", text, patience=settings.patience)
+        return tired
+
+    def _with_reference(self, phase: Phase) -> tuple[Phase, Evaluator]:
+        """The phase and the evaluator, with the reference's log-probs if they are computed ahead.
+
+        They are kept in the run's folder, for a resumed run to have the very same.
+        """
+        built, measuring = self.built, self.built.measuring
+        if built.ahead is not None:
+            tables = {"train": phase.batches.table}
+            if measuring is not None:
+                tables["heldout"] = measuring.table
+            path = self.folder / "reference.safetensors"
+            if not path.exists():
+                self._made = self._make_starts()
+                trees = jax.jit(built.ahead.make)(self._made)
+                with self._compiling("reference"):
+                    at_once = self.config.data.batch_size
+                    write_reference(path, tables, built.ahead, trees, built.mesh, at_once)
+            tables = read_reference(path, tables)
+            phase = phase._replace(batches=phase.batches.over(tables["train"]))
+            if measuring is not None:
+                measuring = measuring._replace(table=tables["heldout"])
+        return phase, Evaluator(self.config, built, self._compiling, measuring)
 
     def _open_folder(self) -> None:
         """Makes the folder, or sees that it is of the same run."""
@@ -140,7 +182,7 @@ class Run:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
         say = self.terminal.say
         say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
-        for name, line in describe(self.built, self.config).items():
+        for name, line in describe(self.built, self.config):
             say(name, f"{name:<11} {line}", text=line)
 
     def _seconds(self) -> dict[str, float]:
@@ -163,7 +205,12 @@ class Run:
         self.terminal.say("compiled", text, program=what, seconds=round(seconds, 2))
 
     def _starts(self) -> Trees:
-        """What reinforcement learning begins with: models that were read, drawn, or warmed up."""
+        """The starts, to be used up."""
+        starts, self._made = self._made or self._make_starts(), None
+        return starts
+
+    def _make_starts(self) -> Trees:
+        """What the training proper begins with: models that were read, drawn, or warmed up."""
         warm_start, starts = self.built.warm_start, self.built.networks.starts
         if warm_start is None:
             return {name: self._load(name) for name in starts}
@@ -172,36 +219,22 @@ class Run:
                 state = self._place(warm_start, {"policy": self._load("policy")})
             else:
                 state = self._restore(warm_start, checkpoints)
-            state = self._train(warm_start, state, checkpoints, lambda step, state: None)
+            state = self._train(warm_start, state, checkpoints)
         others = {name: self._load(name) for name in starts if name != "policy"}
         return {"policy": state.params["policy"], **others}
 
     def _load(self, name: str) -> Params:
-        """Parameters from their folder, or drawn at random."""
-        start = self.built.networks.starts[name]
-        shardings = param_shardings(start.axes, start.abstract, self.built.mesh)
-        folder = start.source.folder
-        if folder is None:
-            key = jax.random.split(jax.random.key(self.config.seed))[0]
-            if name != "policy":
-                key = jax.random.fold_in(key, list(self.built.networks.starts).index(name))
+        return load_start(self.built, name, self.config.seed, self.terminal.say)
 
-            def draw(key):
-                drawn = start.model.init(key)
-                return jax.tree.map(lambda x, as_: x.astype(as_.dtype), drawn, start.abstract)
-
-            return jax.jit(draw, out_shardings=shardings)(key)
-        began = time.perf_counter()
-        self.terminal.say("loading", f"loading: {name}, from {folder} …", role=name)
-        with contextlib.closing(Weights(folder)) as weights:
-            params = import_params(weights, start.tensors(), start.abstract, shardings)
-        seconds = time.perf_counter() - began
-        text = f"loaded: {name}, in {seconds:.1f} s"
-        self.terminal.say("loaded", text, role=name, seconds=round(seconds, 2))
-        return params
-
-    def _train(self, phase: Phase, state: TrainState, checkpoints: Checkpoints, on_state):
-        """Runs a phase from where its state stands to its end."""
+    def _train(
+        self,
+        phase: Phase,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        on_state: Callable[[int, TrainState], None] = lambda step, state: None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> TrainState:
+        """Runs a phase from where its state stands to its end, or until it is ``enough``."""
         done = int(state.step)
         changes: dict[str, float] = {}
         warned: set[str] = set()
@@ -229,12 +262,13 @@ class Run:
             return run_steps(
                 step,
                 state,
-                phase.batches,
+                functools.partial(host_batch, phase.batches, mesh=self.built.mesh),
                 steps=phase.steps,
                 checkpoints=checkpoints,
                 records=records,
                 on_step=on_step,
                 on_state=on_state,
+                enough=enough,
                 progress=self._seconds,
             )
 
@@ -259,41 +293,53 @@ class Run:
         return state, state_shardings(state, phase.axes, phase.optimizers, self.built.mesh)
 
     def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:
+        self._made = None
+        state, self._earlier = checkpoints.restore(self._laid_out(phase))
+        return state
+
+    def _laid_out(self, phase: Phase) -> TrainState:
+        """Shapes of a phase's state, with their shardings."""
+
         def laid_out(leaf, sharding):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        state, self._earlier = checkpoints.restore(jax.tree.map(laid_out, *self._abstract(phase)))
-        return state
+        return jax.tree.map(laid_out, *self._abstract(phase))
 
     def _finish(self, state: TrainState) -> None:
-        """Exports the policy, draws the curves, writes and shows the summary."""
+        """Exports the model, draws the curves, writes and shows the summary."""
         config, built, folder = self.config, self.built, self.folder
+        last = int(state.step)
+        if config.evaluation.best is not None:
+            with contextlib.closing(self._best_checkpoint()) as best:
+                if best.latest() is not None:  # else it was asked for when all was over
+                    state, _ = best.restore(self._laid_out(built.train))
+            text = f"the best {config.evaluation.best} was at step {int(state.step)}: exporting it"
+            self.terminal.say("best", text, step=int(state.step))
         export_role(
-            folder / "policy",
+            folder / built.role,
             state.trees,
             built.networks,
             config,
             built.tokenizer,
-            eos_ids=built.sample.keywords["eos_ids"],
-            role="policy",
+            eos_ids=built.eos_ids,
+            role=built.role,
             details=run_details(folder, int(state.step)),
         )
-        evaluations = read_records(folder / "evaluations.jsonl")
+        evaluations = self._evaluations()
         draw_curves(
             folder / "curves.png",
             read_records(folder / "metrics.jsonl"),
             evaluations,
-            **config.length.model_dump(),
+            **(config.length.model_dump() if config.length else {}),
             title=f"{folder.name}: seed {config.seed}",
         )
         before, after = (
             {name: value for name, value in record.items() if name != "step"}
             for record in (evaluations[0], evaluations[-1])
         )
-        summary = {"before": before, "after": after, "steps": int(state.step), **self._seconds()}
+        summary = {"before": before, "after": after, "steps": last, **self._seconds()}
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self.terminal.before_after(before, after)
-        last = evaluations[-1]["step"]
         shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
         text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"

@@ -96,6 +96,12 @@ def spread_rows(tree: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
+def split_rows(tree: PyTree, parts: int) -> PyTree:
+    """Every array [B, ...] as [parts, B / parts, ...], the rows of each part spread as rows are."""
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+    return spread_rows(split, axis=1)
+
+
 def gather_table(table: jax.Array) -> jax.Array:
     """An embedding table, whole on every device, as a gather over its rows needs it."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -25,22 +25,33 @@ class Foreign(NamedTuple):
 
 
 def read_tokenizer(config: Config) -> tuple[Any, tuple[int, ...]]:
-    """The tokenizer of a run, by default that of the policy's folder, and its EOS ids. Its pad
-    token is none of these.
+    """The tokenizer of a run, by default that of the folder of the model that is trained, and its
+    EOS ids. Its pad token is none of these.
 
     Raises ``UserError`` if there is none.
     """
-    policy = resolve.split(config.models.policy, "models.policy")[0]
-    folder = None if is_function(policy) else find_model_folder(policy, "models.policy")
+    role = main_role(config)
+    name = resolve.split(getattr(config.models, role), f"models.{role}")[0]
+    folder = None if is_function(name) else find_model_folder(name, f"models.{role}")
     if config.tokenizer is not None:
         tokenizer = _named_tokenizer(config.tokenizer)
     elif folder is not None:
         tokenizer = load_tokenizer(folder)
     else:
-        raise UserError("tokenizer: it is needed where the policy is no folder that has one")
+        raise UserError(f"tokenizer: it is needed where models.{role} is no folder that has one")
     eos_ids = eos_ids_of(tokenizer, folder)
     settle_special_tokens(tokenizer, eos_ids)
     return tokenizer, eos_ids
+
+
+def main_role(config: Config) -> str:
+    """The role that training is about: the policy, or the reward model where there is none.
+
+    Raises ``UserError`` if there is neither.
+    """
+    if config.models.policy is None and config.models.reward is None:
+        raise UserError('the config lacks "models.policy"')
+    return "reward" if config.models.policy is None else "policy"
 
 
 def _named_tokenizer(node) -> Any:
@@ -62,11 +73,12 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
     Returns: the reward model's own tokens, if they are others.
     """
     foreign = None
-    for role, source in networks.sources.items():  # the policy first
+    main = next(iter(networks.sources))  # what is trained comes first
+    for role, source in networks.sources.items():
         own = _own_tokenizer(role, source, tokenizer)
-        if own is not None and role == "policy":
+        if own is not None and role == main:
             raise UserError(
-                f"tokenizer: it is not that of models.policy, {source.folder}, whose tokens it "
+                f"tokenizer: it is not that of models.{main}, {source.folder}, whose tokens it "
                 "would confuse; leave it out (tokenizer: null)"
             )
         if own is None and source.max_tokens is not None:

@@ -150,7 +150,8 @@ class Model(NamedTuple):
     """
 
     init: Callable[[PRNGKeyArray], Params]
-    apply: Callable[..., Any]  # (params, tokens, mask) -> hidden; with a cache: (hidden, cache)
+    # (params, tokens, mask, segments=None) -> hidden; with a cache: (hidden, cache)
+    apply: Callable[..., Any]
     head: Callable[[Params, Array], Array]
     init_cache: Callable[[int, int], Cache]  # (rows, columns) -> an empty one
     axes: Params  # a tree like the parameters, of tuples of names
@@ -222,7 +223,7 @@ Score = Callable[[Rollout], Scored]
 Estimate = Callable[[Rewards, Rollout], tuple[Array, Array | None]]  # -> advantages, returns [B, T]
 PolicyLoss = Callable[[Array, Experience], tuple[Array, dict[str, Array]]]  # -> [B, T], stats
 Loss = Callable[[Outputs, Experience], tuple[Array, Metrics]]
-# (mask or weights of tokens by the data, segments=None) -> the weight of each token in the loss
+# (mask or weights of tokens by the data, segments if packed) -> the weight of each in the loss
 Weigh = Callable[..., Array]
 # log-probs of student and teacher over the vocabulary [..., V] -> [...]
 Divergence = Callable[[Array, Array], Array]

@@ -1,4 +1,4 @@
-"""Recipes: what each is made of, and what their losses have in common."""
+"""Recipes that sample: what each is made of, and what their losses have in common."""
 
 import inspect
 from functools import partial
@@ -8,7 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import make_rewards, make_rollout
-from recipes import BUDGET, MOVED, RAW, RECIPES, ROLLOUT, appraised, make
+from recipes import (
+    BUDGET,
+    MOVED,
+    RAW,
+    RECIPES,
+    ROLLOUT,
+    SAMPLING,
+    appraised,
+    experience_of,
+    learnt,
+    make,
+    outputs_of,
+)
 
 from rljax import advantages, losses
 from rljax.algorithms import ppo, sft
@@ -114,7 +126,7 @@ def test_padding_rows_and_columns_change_nothing():
     experience = jax.tree.map(wide, batch(algorithm)).replace(
         loss_weights=algorithm.weigh(wide(MASK)), mean_weights=token_weights(wide(MASK))
     )
-    padded, metrics = algorithm.loss(Outputs(*(wide(x, 3.0) for x in OUTPUTS)), experience)
+    padded, metrics = algorithm.loss(jax.tree.map(lambda x: wide(x, 3.0), OUTPUTS), experience)
     np.testing.assert_allclose(padded, plain, rtol=1e-6)
     for name, value in plain_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
@@ -163,10 +175,11 @@ MADE_OF = {
     "sapo": (RELATIVE, losses.sapo, "seq-mean-token-mean", 0.0),
 }
 every_recipe = pytest.mark.parametrize("name", MADE_OF)
+every_sampling = pytest.mark.parametrize("name", SAMPLING)
 
 
 def test_every_recipe_is_in_the_table():
-    assert {*MADE_OF, "sft"} == set(RECIPES)
+    assert {*MADE_OF, "distill"} == set(SAMPLING)  # without an advantage
 
 
 @every_recipe
@@ -200,12 +213,6 @@ def test_what_a_recipe_needs(name):
     assert make("reinforce_plus_plus", baseline=True).needs_groups
 
 
-def of_outputs(algorithm, outputs, experience):
-    """Loss, metrics and gradients."""
-    (loss, metrics), slopes = jax.value_and_grad(algorithm.loss, has_aux=True)(outputs, experience)
-    return loss, metrics, slopes
-
-
 @every_recipe
 def test_where_the_policy_has_not_moved_the_gradient_is_the_policy_gradient(name):
     """−weight · A per log-prob, but for the tokens that Clip-Cov marks."""
@@ -213,7 +220,7 @@ def test_where_the_policy_has_not_moved_the_gradient_is_the_policy_gradient(name
     algorithm = make(name, **free)
     experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
     still = MOVED._replace(logprobs=experience.logprobs)
-    _, _, slopes = of_outputs(algorithm, still, experience)
+    _, _, slopes = learnt(algorithm, still, experience)
     expected = -experience.loss_weights * experience.advantages
     if name == "clip_cov":
         assert experience.marked.sum() == 1
@@ -221,47 +228,50 @@ def test_where_the_policy_has_not_moved_the_gradient_is_the_policy_gradient(name
     np.testing.assert_allclose(slopes.logprobs, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@every_sampling
 def test_verl_losses_depended_on_micro_batches(name):
     """Whatever the parts, and the order of the rows in them, they add up to the whole."""
     algorithm = make(name)
-    experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
-    loss, metrics, slopes = of_outputs(algorithm, MOVED, experience)
+    outputs, experience = outputs_of(algorithm), experience_of(algorithm)
+    loss, metrics, slopes = learnt(algorithm, outputs, experience)
     order = np.random.default_rng(0).permutation(12)
     parts = [
-        of_outputs(algorithm, *jax.tree.map(lambda x, rows=rows: x[rows], (MOVED, experience)))
+        learnt(algorithm, *jax.tree.map(lambda x, rows=rows: x[rows], (outputs, experience)))
         for rows in (order[:2], order[2:6], order[6:])
     ]
     np.testing.assert_allclose(sum(part[0] for part in parts), loss, rtol=1e-4, atol=1e-6)
     for metric, value in metrics.items():
         summed = sum(part[1][metric] for part in parts)
         np.testing.assert_allclose(summed, value, rtol=1e-4, atol=1e-6, err_msg=metric)
-    for field, slope in slopes._asdict().items():
-        of_parts = np.concatenate([getattr(part[2], field) for part in parts])
-        np.testing.assert_allclose(of_parts, slope[order], rtol=1e-5, atol=1e-7, err_msg=field)
+    of_parts = jax.tree.map(lambda *x: np.concatenate(x), *(part[2] for part in parts))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y[order], rtol=1e-5, atol=1e-7),
+        of_parts,
+        slopes,
+    )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@every_sampling
 def test_a_batch_in_which_nothing_counts_is_zero_with_zero_gradients(name):
     algorithm = make(name)
     nothing = make_rewards(ROLLOUT, RAW).replace(counted=jnp.zeros(12, bool))
     experience, _ = appraised(algorithm, nothing)
-    loss, metrics, slopes = of_outputs(algorithm, MOVED, experience)
+    loss, metrics, slopes = learnt(algorithm, outputs_of(algorithm), experience)
     assert float(loss) == 0.0
     assert not any(metric for metric in metrics.values())  # nor NaN, which is true
-    assert not any(slope.any() for slope in slopes)
+    assert not any(slope.any() for slope in jax.tree.leaves(slopes))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@every_sampling
 @pytest.mark.parametrize("shift", [100.0, -100.0])
 def test_log_ratios_of_100_stay_finite(name, shift):
     algorithm = make(name)
-    experience, _ = appraised(algorithm, make_rewards(ROLLOUT, RAW))
-    far = MOVED._replace(logprobs=experience.logprobs + shift)
-    loss, metrics, slopes = of_outputs(algorithm, far, experience)
+    experience = experience_of(algorithm)
+    far = outputs_of(algorithm)._replace(logprobs=experience.logprobs + shift)
+    loss, metrics, slopes = learnt(algorithm, far, experience)
     assert np.isfinite(loss)
     assert all(np.isfinite(metric) for metric in metrics.values())
-    assert all(np.isfinite(slope).all() for slope in slopes)
+    assert all(np.isfinite(slope).all() for slope in jax.tree.leaves(slopes))
 
 
 def test_luspo_is_gspo_with_each_sequence_s_loss_times_its_length():

@@ -182,7 +182,10 @@ def test_an_unknown_key_of_a_function_names_the_nearest(override, said):
         ("steps=-1", "steps: input should be greater than or equal to 0, got -1"),
         ("checkpoint.keep=0", "checkpoint.keep: input should be greater than 0, got 0"),
         ("length={min_tokens: 9, max_tokens: 8}", "a length band needs 0 <= min_tokens <="),
-        ("data={train: x, prompts_per_step: 1}", 'the config lacks "data.eval"'),
+        ("data={eval: x, prompts_per_step: 1}", 'the config lacks "data.train"'),
+        ("data.overlong=cut", "data.overlong: input should be 'refuse', 'drop' or 'truncate'"),
+        ("steps=null", 'the config lacks "steps", or else "epochs"'),
+        ("epochs=2", "steps and epochs both say how long to train"),
     ],
 )
 def test_a_value_of_a_section_is_checked_at_once(override, said):
@@ -290,7 +293,10 @@ def test_resolved_writes_out_every_default():
     tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
     assert tree["mesh"] == {"data": -1, "fsdp": 1, "tensor": 1}
     assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1}
-    assert tree["evaluation"] == {"prompts": 256, "every_steps": 0, "samples": 16}
+    assert tree["evaluation"] == {
+        "prompts": 256, "prompts_at_once": None, "every_steps": 0, "samples_per_prompt": 1,
+        "sampling": {}, "samples": 16, "best": None, "best_is": "max", "patience": None,
+    }  # fmt: skip
     assert tree["checkpoint"] == {"every_steps": 20, "keep": 2}
     assert tree["run_dir"] is None
     assert tree["sampling"] == {

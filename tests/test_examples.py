@@ -135,8 +135,32 @@ def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
     assert "failed for" in capsys.readouterr().out
 
 
+SAMPLE = {"greedy": False, "truncated": False}
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """What the commands before some configs leave behind: a policy, a reward model, samples."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("runs/sft/policy"), max_position_embeddings=128)
+    write_folder(Path("runs/reward_model/reward"), head="value", max_position_embeddings=128)
+    Path("evals/sft").mkdir(parents=True)
+    lines = [
+        json.dumps(SAMPLE | {"prompt_index": i, "prompt": f"{i}+1=", "response": r, "correct": c})
+        for i in range(250)
+        for r, c in ((f"#{i + 1}", True), (f"#{i}", False))
+    ]
+    Path("evals/sft/samples.jsonl").write_text("\n".join(lines))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.usefixtures("earlier")
 def test_every_config_builds(path, capsys):
-    few = ["data.train.count=64", "warm_start.data.count=64", "warm_start.buckets=1"]
+    config = load_config(path, [])
+    few = []
+    if "count" in config.data.train:
+        few.append("data.train.count=512")
+    if config.warm_start is not None:
+        few += ["warm_start.data.count=64", "warm_start.buckets=1"]
     assert launch.main([str(path), *few, "--dry-run"]) == 0, capsys.readouterr().err
     assert "MiB per device" in capsys.readouterr().out

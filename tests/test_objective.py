@@ -40,9 +40,47 @@ def test_what_compares_the_responses_to_a_prompt_is_refused_without_groups(setti
     check()
 
 
-def test_an_algorithm_that_does_not_sample_is_refused():
-    with pytest.raises(UserError, match="one that samples"):
-        objective("algorithm=sft")
+GIVEN = (
+    *("algorithm=sft", "shaping=off", "warm_start=null", "data.prompts_per_step=null"),
+    *("data.batch_size=4", "update=null"),
+)
+REWARD = (
+    *("algorithm=bradley_terry", "models={reward: {fn: llama, layers: 1, width: 8, heads: 2}}"),
+    *("rewards=null", "sampling=null", "length=null"),
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.batch_size=4"], "data.batch_size: ppo does not read it: the policy samples"),
+        (["data.max_tokens=40"], "data.max_tokens: ppo does not read it"),
+        (["data.packing=true"], "data.packing: ppo does not read it"),
+        (["data.buckets=2"], "data.buckets: ppo does not read it"),
+        (["data.reference_ahead=true"], "data.reference_ahead: ppo does not read it"),
+        (["data.eval=null"], 'the config lacks "data.eval"'),
+        (["data.prompts_per_step=null"], 'the config lacks "data.prompts_per_step"'),
+        (["data.max_prompt_tokens=null"], 'the config lacks "data.max_prompt_tokens"'),
+        (["length=null"], 'the config lacks "length"'),
+        ([*GIVEN, "data.prompts_per_step=4"], "data.prompts_per_step: sft does not read it: its"),
+        ([*GIVEN, "shaping={kl: kl_penalty}"], "shaping: sft does not read it"),
+        ([*GIVEN, "correction={}"], "correction: sft does not read it"),
+        ([*GIVEN, "rewards=null"], "sampling: sft does not read it"),
+        ([*GIVEN, "rewards=null", "sampling=null"], "length: sft does not read it"),
+        ([*GIVEN, "data.batch_size=null"], 'the config lacks "data.batch_size"'),
+        ([*GIVEN, "data.eval=null"], 'the config lacks "data.eval"'),
+        ([*GIVEN, "length=null"], 'the config lacks "length"'),
+        ([*GIVEN, *REWARD, "rewards={r: answer_match}"], "rewards: bradley_terry does not read"),
+        (
+            [*GIVEN, *REWARD, "warm_start={data: x, steps: 1, batch_size: 1, optimizer: {}}"],
+            "warm_start: bradley_terry does not read it: it trains a reward model",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_reads_or_that_is_lacking_is_named(settings, said):
+    with pytest.raises(UserError) as error:
+        objective(*settings)
+    assert str(error.value).startswith(said)
 
 
 def test_the_budget_of_the_sampler_reaches_the_algorithm_and_the_shaping():

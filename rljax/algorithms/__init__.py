@@ -19,8 +19,22 @@ is one more call of it.
     cispo                group_relative                cispo               token-mean
     sapo                 group_relative                sapo                seq-mean-token-mean
     clip_cov, kl_cov     group_relative                clip_cov, kl_cov    token-mean
+    distill              none: no reward teaches       a divergence        token-mean
+
+The others learn from rows that are given, on their own or compared with a reference.
+
+    recipe               learns from      compares                         and besides
+    sft                  demonstrations
+    dpo, in 12 kinds     pairs            log-ratios to the reference      sft_coef, ld_alpha
+    simpo                pairs            mean log-probs, by a margin
+    cpo                  pairs            log-probs                        imitates the chosen
+    orpo                 pairs            odds, of mean log-probs          imitates the chosen
+    kto                  labels           log-ratios and their KL
+    bco                  labels           log-ratios and their mean so far
+    bradley_terry        pairs            scores: trains a reward model    centring
 """
 
+from rljax.algorithms.distillation import distill
 from rljax.algorithms.online import (
     cispo,
     clip_cov,
@@ -40,20 +54,28 @@ from rljax.algorithms.online import (
     rloo,
     sapo,
 )
+from rljax.algorithms.preference import bco, bradley_terry, cpo, dpo, kto, orpo, simpo
 from rljax.algorithms.supervised import sft
 
 __all__ = [
+    "bco",
+    "bradley_terry",
     "cispo",
     "clip_cov",
+    "cpo",
     "dapo",
+    "distill",
+    "dpo",
     "dr_grpo",
     "gmpo",
     "gpg",
     "grpo",
     "gspo",
     "kl_cov",
+    "kto",
     "luspo",
     "opo",
+    "orpo",
     "pass_at_k",
     "ppo",
     "reinforce_plus_plus",
@@ -61,4 +83,5 @@ __all__ = [
     "rloo",
     "sapo",
     "sft",
+    "simpo",
 ]

@@ -1,8 +1,7 @@
 """Algorithms that imitate: the given responses become more probable."""
 
-import jax.numpy as jnp
-
 from rljax import losses
+from rljax.masked import masked_sum
 from rljax.types import Algorithm, Array, Experience, Metrics, Outputs
 
 
@@ -14,8 +13,10 @@ def sft(*, aggregation: str = "token-mean", norm_tokens: float | None = None) ->
     """
 
     def loss(outputs: Outputs, batch: Experience) -> tuple[Array, Metrics]:
-        total = -jnp.sum(batch.loss_weights * outputs.logprobs)
-        return total, {"policy/nll": -jnp.sum(batch.mean_weights * outputs.logprobs)}
+        def nll(weights):
+            return -masked_sum(weights * outputs.logprobs, batch.action_mask)
+
+        return nll(batch.loss_weights), {"policy/nll": nll(batch.mean_weights)}
 
     weigh = losses.make_weigh(aggregation, norm_tokens)
     return Algorithm(None, loss, weigh, learns_from="demonstrations")

@@ -17,13 +17,15 @@ class Between(NamedTuple):
     add: Callable[[Rollout], Rollout]
 
     def abstract(self, drawn: Rollout, sharding: Sharding | None = None) -> Rollout:
-        """What ``add`` makes of a rollout, as shapes."""
+        """What ``add`` makes of a rollout, or of given rows if it adds nothing, as shapes."""
 
         def describe(shape, dtype):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
         rows = drawn.tokens.shape[0]
         drawn = jax.tree.map(lambda x: describe(x.shape, x.dtype), drawn)
+        if not self.columns:
+            return drawn
         added = {
             name: describe((rows, *row.shape), row.dtype) for name, row in self.columns.items()
         }

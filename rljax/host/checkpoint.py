@@ -21,12 +21,15 @@ STATE, PROGRESS, FROZEN = "state", "progress", "frozen"
 class Checkpoints:
     """The checkpoints of one phase. A step that was not written to its end does not count."""
 
-    def __init__(self, folder: Path, *, every_steps: int, keep: int):
-        """Saves every ``every_steps`` steps and keeps the newest ``keep``."""
+    def __init__(self, folder: Path, *, every_steps: int, keep: int, frozen: Path | None = None):
+        """Saves every ``every_steps`` steps and keeps the newest ``keep``.
+
+        What is frozen is written to ``frozen``, by default beside the steps, unless it is there.
+        """
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self._every_steps = folder, every_steps
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
-        self._frozen = folder.absolute() / FROZEN / STATE
+        self._frozen = (frozen or folder / FROZEN).absolute() / STATE
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers={
@@ -86,14 +89,18 @@ class Checkpoints:
                 frozen = files.restore(self._frozen, abstract.frozen)
         return restored[STATE].replace(frozen=frozen), restored[PROGRESS]
 
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def _save_frozen(self, frozen: dict[str, PyTree]) -> None:
-        if frozen:
-            self._frozen.parent.mkdir(exist_ok=True)
+        if frozen and not self._frozen.exists():
+            self._frozen.parent.mkdir(exist_ok=True, parents=True)
             with ocp.StandardCheckpointer() as files:
                 files.save(self._frozen, frozen, force=True)
 
@@ -113,16 +120,21 @@ class Checkpoints:
                 )
 
 
-def restore_trees(
-    folder: Path, step: int | None, abstract: dict[str, dict[str, PyTree]]
+def restore_parts(
+    folder: Path,
+    step: int | None,
+    state: dict[str, PyTree],
+    frozen: dict[str, PyTree],
+    frozen_folder: Path | None = None,
 ) -> tuple[int, dict[str, PyTree]]:
-    """Some of the parameters in a checkpoint, by name, and the checkpoint's step.
+    """Some fields of the state in a checkpoint, and ``frozen``; and the checkpoint's step.
 
     Args:
       folder: of the checkpoints.
       step: by default the newest.
-      abstract: ``params`` and ``frozen``, shapes, types and shardings by name; the rest of the
-        state is not read.
+      state: shapes, types and shardings of parts of the fields wanted; the rest is not read.
+      frozen: likewise, of what is frozen.
+      frozen_folder: by default beside the steps.
 
     Raises ``UserError`` if there is no such checkpoint.
     """
@@ -133,13 +145,13 @@ def restore_trees(
     if step is not None and step not in steps:
         raise UserError(f"{folder} holds no step {step}; there are {', '.join(map(str, steps))}")
     step = steps[-1] if step is None else step
-    folder = folder.absolute()
-    trees = {}
-    if params := abstract["params"]:
-        trees |= _restore_part(folder / str(step) / STATE, {"params": params})["params"]
-    if frozen := abstract["frozen"]:
-        trees |= _restore_part(folder / FROZEN / STATE, frozen)
-    return step, trees
+    parts = {name: {} for name in state} | {"frozen": {}}
+    if jax.tree.leaves(state):
+        parts |= _restore_part(folder.absolute() / str(step) / STATE, state)
+    if frozen:
+        path = (frozen_folder or folder / FROZEN).absolute() / STATE
+        parts["frozen"] = _restore_part(path, frozen)
+    return step, parts
 
 
 def _restore_part(path: Path, abstract: PyTree) -> PyTree:

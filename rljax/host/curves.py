@@ -1,14 +1,76 @@
-"""The picture of a run: reward, accuracy, length with its band, and KL, step by step."""
+"""The picture of a run: what it earned or lost, how often it was right, lengths, and KL."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-RAW, SHAPED, BAND = "#1f77b4", "#ff7f0e", "#2ca02c"
+BLUE, ORANGE, GREEN = "#1f77b4", "#ff7f0e", "#2ca02c"
+
+
+class Panel(NamedTuple):
+    """Figures of the training's records, as lines, and of evaluations, as points: (name, label,
+    color)."""
+
+    title: str
+    lines: tuple[tuple[str, str, str], ...]
+    points: tuple[tuple[str, str, str], ...] = ()
+
+
+LENGTH = Panel(
+    "response length (tokens)",
+    (("length_mean", "mean", BLUE), ("response_length_p95", "95th percentile", ORANGE)),
+    (("length_mean", "held out, mean", BLUE),),
+)
+ANSWERS = (
+    ("accuracy_sampled", "held out, sampled", BLUE),
+    ("accuracy_greedy", "held out, greedy", ORANGE),
+)
+SAMPLING = (  # of a run that samples
+    Panel(
+        "reward per response",
+        (("reward_mean", "raw", BLUE), ("reward_shaped_mean", "shaped", ORANGE)),
+    ),
+    Panel("accuracy", (("accuracy", "training, sampled", BLUE),), ANSWERS),
+    LENGTH,
+    Panel(
+        "KL (nats per token)",
+        (
+            ("reference_kl", "to the reference", BLUE),
+            ("policy/ppo_kl", "to the sampling policy", ORANGE),
+            ("policy/divergence", "divergence from the teacher", GREEN),
+        ),
+    ),
+)
+GIVEN = (  # of a run on rows that are given
+    Panel(
+        "loss",
+        (
+            ("policy/loss", "training", BLUE),
+            ("reward/loss", "training", BLUE),
+            ("policy/nll", "nats per token", ORANGE),
+        ),
+        (("heldout/loss", "held out", BLUE),),
+    ),
+    Panel(
+        "accuracy",
+        (("rewards/accuracies", "pairs in the right order", GREEN),),
+        (("heldout/rewards/accuracies", "held-out pairs", GREEN), *ANSWERS),
+    ),
+    Panel(
+        "rewards of given responses",
+        (
+            ("rewards/chosen", "chosen", BLUE),
+            ("rewards/rejected", "rejected", ORANGE),
+            ("rewards/margins", "margin", GREEN),
+        ),
+        (("heldout/rewards/margins", "held out, margin", GREEN),),
+    ),
+    LENGTH,
+)
 
 
 def draw_curves(
@@ -16,51 +78,43 @@ def draw_curves(
     records: list[dict[str, Any]],
     evaluations: list[dict[str, Any]],
     *,
-    min_tokens: int,
-    max_tokens: int,
     title: str,
+    min_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> None:
     """Writes a PNG of the training records (lines) and the held-out evaluations (points)."""
-    figure, ((reward, accuracy), (length, kl)) = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
-    steps = [record["step"] for record in records]
-
-    def line(axes, name: str, label: str, **style):
-        if records and name in records[0]:
-            axes.plot(steps, [record[name] for record in records], label=label, **style)
-
-    def points(axes, name: str, label: str, **style):
-        at = [record["step"] for record in evaluations]
-        axes.plot(at, [record[name] for record in evaluations], "o", label=label, **style)
-
-    line(reward, "reward_mean", "raw", color=RAW)
-    line(reward, "reward_shaped_mean", "shaped", color=SHAPED)
-    reward.set_title("reward per response")
-
-    line(accuracy, "accuracy", "training, sampled", color=RAW)
-    points(accuracy, "accuracy_sampled", "held out, sampled", color=RAW)
-    points(accuracy, "accuracy_greedy", "held out, greedy", color=SHAPED)
-    accuracy.set_title("accuracy")
-    accuracy.set_ylim(-0.03, 1.03)
-
-    length.axhspan(min_tokens, max_tokens, color=BAND, alpha=0.15, label="band")
-    line(length, "length_mean", "mean", color=RAW)
-    line(length, "response_length_p95", "95th percentile", color=RAW, linestyle=":")
-    points(length, "length_mean", "held out, mean", color=RAW)
-    length.set_title("response length (tokens)")
-    length.set_ylim(bottom=0)
-
-    line(kl, "reference_kl", "to the reference", color=RAW)
-    line(kl, "policy/ppo_kl", "to the sampling policy", color=SHAPED)
-    kl.set_title("KL (nats per token)")
-
-    for axes in (reward, accuracy, length, kl):
+    sampled = any("reward_mean" in record for record in records)
+    panels = SAMPLING if sampled or not records else GIVEN
+    figure, grid = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+    for axes, panel in zip(grid.flat, panels, strict=True):
+        _draw(axes, panel, records, evaluations)
+        if panel is LENGTH:
+            axes.set_ylim(bottom=0)
+            if max_tokens is not None:
+                axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, label="band")
+        if panel.title == "accuracy":
+            axes.set_ylim(-0.03, 1.03)
+        axes.set_title(panel.title)
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in (length, kl):
+    for axes in grid[1]:
         axes.set_xlabel("step")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _draw(axes, panel: Panel, records, evaluations) -> None:
+    for name, label, color in panel.lines:
+        have = [record for record in records if name in record]
+        if have:
+            at = [record["step"] for record in have]
+            axes.plot(at, [record[name] for record in have], label=label, color=color)
+    for name, label, color in panel.points:
+        have = [record for record in evaluations if name in record]
+        if have:
+            at = [record["step"] for record in have]
+            axes.plot(at, [record[name] for record in have], "o", label=label, color=color)

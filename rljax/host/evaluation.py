@@ -1,10 +1,15 @@
 """From judged responses to the figures and samples of an evaluation."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rljax.shaping import band_distance
+
+BY_SOURCE = ("accuracy_", "pass@", "length_mean", "reward_mean")  # beginnings of figures' names
 
 
 class Evaluated(NamedTuple):
@@ -14,62 +19,141 @@ class Evaluated(NamedTuple):
     samples: list[dict[str, Any]]
 
 
+def join(parts: Sequence[tuple]) -> tuple:
+    """(rollout, rewards, scored) of all prompts, from those of some prompts each.
+
+    Takes host arrays of the same T; the metrics of the drawing are left out.
+    """
+    shifted, prompts = [], 0
+    for rollout, *others in parts:
+        shifted.append((rollout.replace(group=rollout.group + prompts, metrics={}), *others))
+        prompts += int(rollout.group.max()) + 1
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *shifted)
+
+
 def summarise(
     rollout,
     rewards,
     scored,
     tokenizer,
     *,
+    samples: int = 1,
+    sources: Sequence[str] | None = None,
     min_tokens: int,
     max_tokens: int,
     shaped: bool = True,
 ) -> Evaluated:
-    """Takes host arrays, two rows per prompt: greedy, then sampled; ``scored`` is False for those
-    that a reward in Python failed for, which enter no figure of accuracy or reward. If not
-    ``shaped``, nothing is said of the shaped reward: it is one among others to the same prompt,
+    """Takes host arrays, 1 + ``samples`` rows per prompt: greedy, then sampled; ``scored`` is False
+    for those that a reward in Python failed for, which enter no figure of accuracy or reward. If
+    not ``shaped``, nothing is said of the shaped reward: it is one among others to the same prompt,
     which an evaluation does not have.
 
     ``accuracy_greedy`` and ``accuracy_sampled`` are shares of correct responses; the rest is of the
     sampled ones: ``length_mean`` in tokens, ``in_band_ratio``, ``truncated_ratio``,
-    ``reward_mean`` and ``reward_shaped_mean``.
+    ``reward_mean`` and ``reward_shaped_mean``. Accuracies and rewards are means over the prompts,
+    each of which counts with the mean of its scored responses; without any it is left out.
+
+    From two ``samples`` on, ``avg@n`` is ``accuracy_sampled`` by the name that tells n, and
+    ``pass@k``, for each power of two up to n and for n, is the mean of ``pass_at_k`` over the
+    prompts with at least k scored samples; 0 if there are none.
+
+    ``sources`` names the data set of each prompt. If they are several, accuracies, ``pass@k``,
+    ``length_mean`` and ``reward_mean`` are also told for each: ``{source}/accuracy_greedy``.
     """
-    greedy, sampled = slice(0, None, 2), slice(1, None, 2)
-    correct, lengths = np.asarray(rewards.correct), np.asarray(rollout.lengths)
-    in_band = np.asarray(band_distance(lengths, min_tokens, max_tokens)) == 0
-    shaped_rewards = np.asarray(rewards.shaped)
 
-    def mean(values, rows: slice) -> float:
-        return float(values[rows][scored[rows]].mean()) if scored[rows].any() else 0.0
+    def by_prompt(values) -> np.ndarray:
+        return np.asarray(values).reshape(-1, 1 + samples)
 
-    figures = {
-        "accuracy_greedy": mean(correct, greedy),
-        "accuracy_sampled": mean(correct, sampled),
-        "length_mean": lengths[sampled].mean(),
-        "in_band_ratio": in_band[sampled].mean(),
-        "truncated_ratio": rollout.truncated[sampled].mean(),
-        "reward_mean": mean(rewards.raw, sampled),
-    }
-    if shaped:
-        figures["reward_shaped_mean"] = mean(shaped_rewards, sampled)
-    if not scored.all():
-        figures["failed_ratio"] = 1.0 - scored.mean()
+    lengths, ok = by_prompt(rollout.lengths), by_prompt(scored)
+    in_band = by_prompt(band_distance(rollout.lengths, min_tokens, max_tokens)) == 0
+    truncated, correct = by_prompt(rollout.truncated), by_prompt(rewards.correct)
+    raw, shaped_rewards = by_prompt(rewards.raw), by_prompt(rewards.shaped)
+    greedy, sampled = np.s_[:, :1], np.s_[:, 1:]
+
+    def measure(of) -> dict[str, float]:
+        """The figures of some prompts."""
+        counts = ok[of][sampled].sum(axis=1).tolist()
+        hits = (correct & ok)[of][sampled].sum(axis=1).tolist()
+        figures = {
+            "accuracy_greedy": _mean(correct[of][greedy], ok[of][greedy]),
+            "accuracy_sampled": _mean(correct[of][sampled], ok[of][sampled]),
+        }
+        if samples > 1:
+            figures[f"avg@{samples}"] = figures["accuracy_sampled"]
+        for k in _attempts(samples):
+            passes = [pass_at_k(n, c, k) for n, c in zip(counts, hits, strict=True) if n >= k]
+            figures[f"pass@{k}"] = np.mean(passes) if passes else 0.0
+        figures |= {
+            "length_mean": lengths[of][sampled].mean(),
+            "in_band_ratio": in_band[of][sampled].mean(),
+            "truncated_ratio": truncated[of][sampled].mean(),
+            "reward_mean": _mean(raw[of][sampled], ok[of][sampled]),
+        }
+        if shaped:
+            figures["reward_shaped_mean"] = _mean(shaped_rewards[of][sampled], ok[of][sampled])
+        return {name: float(value) for name, value in figures.items()}
+
+    figures = measure(slice(None))
+    if not ok.all():
+        figures["failed_ratio"] = float(1.0 - ok.mean())
+    if len(names := sorted(set(sources or ()))) > 1:
+        for source in names:
+            of_source = measure(np.array([other == source for other in sources]))
+            figures |= {
+                f"{source}/{name}": value
+                for name, value in of_source.items()
+                if name.startswith(BY_SOURCE)
+            }
     prompts = tokenizer.batch_decode(_select(rollout.tokens, rollout.mask & ~rollout.action_mask))
     responses = tokenizer.batch_decode(
         _select(rollout.tokens, rollout.action_mask), skip_special_tokens=True
     )
-    samples = [
+    records = [
         {
+            "prompt_index": prompt,
+            **({} if sources is None else {"source": sources[prompt]}),
             "prompt": prompts[row],
             "response": responses[row],
-            "greedy": row % 2 == 0,
-            "length_tokens": int(lengths[row]),
-            "truncated": bool(rollout.truncated[row]),
-            "reward_raw": float(rewards.raw[row]) if scored[row] else None,
-            "reward_shaped": float(shaped_rewards[row]) if scored[row] and shaped else None,
+            "greedy": at == 0,
+            "length_tokens": int(lengths[prompt, at]),
+            "truncated": bool(truncated[prompt, at]),
+            "correct": bool(correct[prompt, at]) if ok[prompt, at] else None,
+            "reward_raw": float(raw[prompt, at]) if ok[prompt, at] else None,
+            "reward_shaped": (
+                float(shaped_rewards[prompt, at]) if ok[prompt, at] and shaped else None
+            ),
         }
-        for row in range(len(lengths))
+        for row, (prompt, at) in enumerate(np.ndindex(ok.shape))
     ]
-    return Evaluated({name: float(value) for name, value in figures.items()}, samples)
+    return Evaluated(figures, records)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The probability that k of n responses, drawn without replacement, hold a correct one.
+
+        1 − C(n − c, k) / C(n, k),  c of the n being correct
+
+    in integers, so that nothing overflows or cancels. It is the unbiased estimate of the
+    probability that k new responses hold one. Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
+    (0.25, 0.5, 1.0)
+    """
+    return (math.comb(n, k) - math.comb(n - correct, k)) / math.comb(n, k)
+
+
+def _attempts(samples: int) -> list[int]:
+    """The k of pass@k: powers of two from 2 on, and the number of samples itself."""
+    powers = (2**i for i in range(1, samples.bit_length()))
+    return sorted({*powers, samples} - {1})
+
+
+def _mean(values: np.ndarray, scored: np.ndarray) -> float:
+    """Over prompts [P, n], of the mean over each one's scored responses; 0 if none is scored."""
+    some = scored.any(axis=1)
+    if not some.any():
+        return 0.0
+    return float(values[some].mean(axis=1, where=scored[some]).mean())
 
 
 def _select(tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:

@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from rljax.data import Batches
 from rljax.errors import UserError
 from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
@@ -48,8 +50,11 @@ class CompiledStep:
         self._compiling = compiling
 
     def prepare(self, state: TrainState, batch: PyTree) -> PyTree:
-        """The batch on the devices; compiles the step if its shapes are new."""
-        batch = jax.tree.map(lambda x: jax.device_put(x, self._rows), batch)
+        """The batch on the devices; compiles the step if its shapes are new.
+
+        Where there are several hosts, ``batch`` holds the rows of this one.
+        """
+        batch = jax.tree.map(lambda x: place_rows(x, self._rows), batch)
         if _shapes(batch) not in self._programs:
             with self._compiling():
                 self._programs[_shapes(batch)] = self._compile(state, batch)
@@ -68,6 +73,23 @@ class CompiledStep:
         return self._programs[_shapes(batch)](state, batch)
 
 
+def place_rows(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of the rows of every host, from those of this one."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, x)
+
+
+def host_batch(batches: Batches, step: int, mesh: Mesh) -> PyTree:
+    """The rows of a batch whose devices are this host's."""
+    if jax.process_count() == 1:
+        return batches[step]
+    items = len(batches.items(step))
+    held = row_sharding(mesh).addressable_devices_indices_map((items,)).values()
+    spans = [part.indices(items) for (part,) in held]
+    return batches.part(step, min(span[0] for span in spans), max(span[1] for span in spans))
+
+
 def _shapes(batch: PyTree) -> tuple[tuple[int, ...], ...]:
     return tuple(x.shape for x in jax.tree.leaves(batch))
 
@@ -75,7 +97,7 @@ def _shapes(batch: PyTree) -> tuple[tuple[int, ...], ...]:
 def run_steps(
     step: CompiledStep,
     state: TrainState,
-    batches,
+    batches: Callable[[int], PyTree],
     *,
     steps: int,
     checkpoints: Checkpoints,
@@ -83,8 +105,10 @@ def run_steps(
     on_step: Callable[[int, dict[str, float]], None],
     on_state: Callable[[int, TrainState], None],
     progress: Callable[[], dict[str, Any]],
+    enough: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Runs from the state's own step up to ``steps``, and saves the last.
+    """Runs from the state's own step up to ``steps``, or until it is ``enough``, and saves the
+    last.
 
     While the devices work on a step, the host prepares the next batch. After each step
     ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
@@ -94,12 +118,13 @@ def run_steps(
     saved.
     """
     done = int(state.step)
-    batch = batches[done] if done < steps else None
-    while done < steps:
+    last = steps if done < steps and not enough() else done
+    batch = batches(done) if done < last else None
+    while done < last:
         batch = step.prepare(state, batch)
         start = time.perf_counter()
         state, metrics = step(state, batch)
-        batch = batches[done + 1] if done + 1 < steps else None
+        batch = batches(done + 1) if done + 1 < last else None
         metrics = to_host(metrics)
         done += 1
         check_finite(metrics, f"in step {done}")
@@ -110,7 +135,8 @@ def run_steps(
         records.write({"step": done, **metrics})
         on_step(done, metrics)
         on_state(done, state)
-        if done < steps:
+        last = done if enough() else last
+        if done < last:
             checkpoints.save(done, state, progress())
     checkpoints.save(done, state, progress(), force=True)
     return state

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rljax.data import NO_TOKEN, pad
 from rljax.errors import UserError
-from rljax.host.data import NO_TOKEN, pad
 from rljax.types import REWARD_CROPPED, REWARD_TOKENS, ROW, Rollout
 
 

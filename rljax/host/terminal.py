@@ -50,14 +50,25 @@ class Terminal:
         if not self.rich:
             return
         table = Table(title="held-out prompts", title_justify="left")
-        for heading in ("", "before", "after"):
-            table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column("", overflow="fold")
+        for heading in ("before", "after"):
+            table.add_column(heading, justify="right")
         for name in before | after:
-            table.add_row(name, *(f"{figures.get(name, 0.0):.2f}" for figures in (before, after)))
+            cells = (f"{f[name]:.2f}" if name in f else "" for f in (before, after))
+            table.add_row(_literal(name), *cells)
+        self.console.print(table)
+
+    def figures(self, figures: dict[str, float], title: str) -> None:
+        """Of one evaluation."""
+        if not self.rich:
+            return
+        table = Table("", "", title=title, title_justify="left", show_header=False)
+        for name, value in figures.items():
+            table.add_row(escape(name), f"{value:.3f}")
         self.console.print(table)
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
-        if not self.rich:
+        if not self.rich or not samples:
             return
         table = Table(title=title, title_justify="left")
         table.add_column("prompt")

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rljax.models.experts import Experts, apply_experts, route
 from rljax.models.rope import Rope, rotate, turns
@@ -225,20 +225,35 @@ class Decoder(nnx.Module):
         elif not config.tied:
             self.head = _normal(rngs, std, (width, vocab), ("embed", "vocab"))
 
-    def hidden(self, tokens, mask, cache: Cache | None = None, column: int | Array = 0):
+    def hidden(
+        self,
+        tokens,
+        mask,
+        cache: Cache | None = None,
+        column: int | Array = 0,
+        segments: Int[Array, "B T"] | None = None,
+    ):
         """Hidden states [B, Tq, D] of ``tokens`` [B, Tq], attending causally.
 
         Without a cache ``mask`` is [B, Tq]. With one, ``tokens`` stand at columns ``column``… of
         its S columns, ``mask`` is [B, S] and covers them too; the new cache is returned as well.
+        ``segments`` numbers the sequences that are packed into a row: each token attends within
+        its own, and positions begin anew in each.
         """
         config, queries = self.config, tokens.shape[1]
+        counts = jnp.cumsum(mask, axis=-1)
+        if segments is not None:
+            counts = counts - _before_segment(counts, segments)
         positions = jax.lax.dynamic_slice_in_dim(
-            jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0), column, queries, axis=1
+            jnp.maximum(counts - 1, 0), column, queries, axis=1
         )
         distance = column + jnp.arange(queries)[:, None] - jnp.arange(mask.shape[1])
         kinds = list(dict.fromkeys(config.attends))
         ropes = jnp.stack([turns(kind.rope, positions) for kind in kinds])
-        visible = jnp.stack([mask[:, None] & _within(distance, kind.window) for kind in kinds])
+        there = mask[:, None]
+        if segments is not None:
+            there = there & (segments[:, :, None] == segments[:, None])
+        visible = jnp.stack([there & _within(distance, kind.window) for kind in kinds])
         kind_of = jnp.array([kinds.index(kind) for kind in config.attends])
         x = gather_table(self.embed[...])[tokens].astype(config.dtype)
         if config.embed_scale != 1.0:
@@ -297,8 +312,8 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
     def init(key) -> Params:
         return nnx.to_pure_dict(nnx.state(make(key)))
 
-    def apply(params, tokens, mask, cache=None, column=0):
-        return nnx.merge(definition, params).hidden(tokens, mask, cache, column)
+    def apply(params, tokens, mask, cache=None, column=0, segments=None):
+        return nnx.merge(definition, params).hidden(tokens, mask, cache, column, segments)
 
     def readout(params, hidden):
         return nnx.merge(definition, params).readout(hidden)
@@ -346,6 +361,12 @@ def _multiply(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
     size = math.prod(weight.shape[:inputs])
     flat = x.reshape(-1, size) @ weight.reshape(size, -1).astype(x.dtype)
     return flat.reshape(*x.shape[:-inputs], *weight.shape[inputs:])
+
+
+def _before_segment(counts, segments):
+    """How many real tokens of the row stand before each token's segment."""
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], [(0, 0), (1, 0)])
+    return jax.lax.cummax(jnp.where(first, counts - 1, 0), axis=1)
 
 
 def _within(distance, window: int | None):

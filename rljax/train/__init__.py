@@ -1,15 +1,21 @@
 """The train step and what it is made of."""
 
 from rljax.train.collect import (
-    appraise_offline,
-    draw_offline,
     make_appraise,
     make_draw,
     make_judge,
     make_score,
     without_yardsticks,
 )
-from rljax.train.evaluate import make_draw_both
+from rljax.train.evaluate import make_draw_heldout
+from rljax.train.forward import make_forward, make_score_forward
+from rljax.train.given import (
+    draw_given,
+    given_logprobs,
+    make_appraise_given,
+    make_measure,
+    with_reference,
+)
 from rljax.train.optimizer import adamw
 from rljax.train.refill import make_refilled_draw
 from rljax.train.state import init_state, place, state_shardings
@@ -19,17 +25,22 @@ from rljax.train.update import make_update
 __all__ = [
     "TrainStep",
     "adamw",
-    "appraise_offline",
-    "draw_offline",
+    "draw_given",
+    "given_logprobs",
     "init_state",
     "make_appraise",
+    "make_appraise_given",
     "make_draw",
-    "make_draw_both",
+    "make_draw_heldout",
+    "make_forward",
     "make_judge",
+    "make_measure",
     "make_refilled_draw",
     "make_score",
+    "make_score_forward",
     "make_update",
     "place",
     "state_shardings",
+    "with_reference",
     "without_yardsticks",
 ]

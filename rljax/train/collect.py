@@ -209,17 +209,6 @@ def without_yardsticks(appraise: Appraise, group_size: int) -> Appraise:
     return appraise_rest
 
 
-def draw_offline(state: TrainState, batch: Experience, key: PRNGKeyArray) -> Experience:
-    """The batch is the experience already: supervised rows."""
-    del state, key
-    return batch
-
-
-def appraise_offline(state: TrainState, batch: Experience):
-    """Supervised rows are learned from as they are."""
-    return batch, state.shaping, {}
-
-
 def state_metrics(shaping: State) -> Metrics:
     """Every scalar of the shaping state by its path, such as ``shaping/length/weight``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(shaping)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rljax.errors import UserError
-from rljax.host.checkpoint import Checkpoints, restore_trees
+from rljax.host.checkpoint import Checkpoints, restore_parts
 from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band
 from rljax.sharding import make_mesh
 from rljax.train import adamw, init_state, place, state_shardings
@@ -217,14 +217,19 @@ def test_what_is_frozen_is_written_once(tmp_path):
     assert "reference" not in (tmp_path / "3/state/_METADATA").read_text()
 
 
-def test_single_trees_are_restored_by_name(saved):
+def test_parts_are_restored_by_name(saved):
     folder, state = saved
     wanted = abstract(mesh_of(1))
-    step, trees = restore_trees(
-        folder, None, {"params": {}, "frozen": {"reference": wanted.frozen["reference"]}}
+    step, parts = restore_parts(
+        folder, None, {"shaping": wanted.shaping}, {"reference": wanted.frozen["reference"]}
     )
     assert step == 7
-    assert trees.keys() == {"reference"}
-    np.testing.assert_array_equal(trees["reference"]["gate"], state.frozen["reference"]["gate"])
+    assert parts.keys() == {"shaping", "frozen"}
+    assert parts["frozen"].keys() == {"reference"}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (parts["shaping"], parts["frozen"]["reference"]["gate"]),
+        (state.shaping, state.frozen["reference"]["gate"]),
+    )
     with pytest.raises(UserError, match="holds no step 5; there are 7"):
-        restore_trees(folder, 5, {"params": wanted.params, "frozen": {}})
+        restore_parts(folder, 5, {"params": wanted.params}, {})

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
+from rljax.data import pad
 from rljax.errors import UserError
 from rljax.host import pool as host_pool
-from rljax.host.data import pad
 from rljax.host.pool import Job, RewardPool
 from rljax.host.python_rewards import make_scorer
 from rljax.rewards import trl_reward, verl_reward, weighted_sum

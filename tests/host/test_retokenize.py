@@ -9,7 +9,7 @@ from folders import TURNS, tokenizer_of
 from jax.sharding import NamedSharding
 from tokenizers.processors import TemplateProcessing
 
-from rljax.host.data import NO_TOKEN, pad
+from rljax.data import NO_TOKEN, pad
 from rljax.host.retokenize import make_retokenizer
 from rljax.sharding import make_mesh
 from rljax.tasks import character_tokenizer

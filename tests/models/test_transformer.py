@@ -85,6 +85,19 @@ def test_maxtext_4016_attended_to_padding():
     )
 
 
+def test_packed_sequences_are_as_if_alone():
+    """No attention across, positions reset; also behind padding, and with padding behind."""
+    packed = jnp.array([[0, 1, 2, 3, 7, 8, 0], [9, 10, 11, 12, 3, 4, 5]])
+    segments = jnp.array([[0, 1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 2, 3, 3]])
+    together = jax.jit(MODEL.apply)(PARAMS, packed, segments > 0, segments=segments)
+    for row, first, length in ((0, 1, 3), (0, 4, 2), (1, 0, 4), (1, 4, 1), (1, 5, 2)):
+        own = packed[row : row + 1, first : first + length]
+        alone = MODEL.apply(PARAMS, own, jnp.ones_like(own, bool))
+        np.testing.assert_allclose(
+            together[row, first : first + length], alone[0], rtol=2e-5, atol=2e-6
+        )
+
+
 def test_a_token_does_not_see_those_after_it():
     changed = TOKENS.at[:, 3].set(0)
     before, after = logits(PARAMS, TOKENS, MASK), logits(PARAMS, changed, MASK)

@@ -11,8 +11,8 @@ from folders import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rljax.data import pad
 from rljax.errors import UserError
-from rljax.host.data import pad
 from rljax.rewards import format_match, repetition_penalty
 
 PROMPT, BUDGET = 3, 15

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rljax.data import NO_TOKEN, pad
 from rljax.errors import UserError
-from rljax.host.data import NO_TOKEN, pad
 from rljax.rewards import number_match
 from rljax.rewards.numbers import MAX_CHARACTERS
 from rljax.tasks import character_tokenizer

@@ -8,8 +8,8 @@ from builders import few, pad_columns
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rljax.data import NO_TOKEN, pad
 from rljax.errors import UserError
-from rljax.host.data import NO_TOKEN, pad
 from rljax.rewards import answer_match, exact_match
 from rljax.tasks import character_tokenizer
 from rljax.types import Rollout

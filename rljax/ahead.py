@@ -1,0 +1,61 @@
+"""The reference's log-probs of given rows, computed once before training, and kept in a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
+
+from rljax.data import SequenceTable
+from rljax.errors import UserError
+from rljax.phases import Ahead
+from rljax.roles import Trees
+from rljax.sharding import row_sharding
+
+MATCHED, MISMATCHED = "logprobs", "mismatched_logprobs"
+
+
+def write_reference(
+    path: Path,
+    tables: Mapping[str, SequenceTable],
+    ahead: Ahead,
+    trees: Trees,
+    mesh: Mesh,
+    items_at_once: int,
+) -> None:
+    """Writes the log-probs [rows, width] of every row of the tables, as safetensors."""
+    compute = jax.jit(ahead.logprobs)
+    rows = row_sharding(mesh)
+    found: dict[str, np.ndarray] = {}
+    for name, table in tables.items():
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(table), items_at_once):
+            at = np.arange(start, start + items_at_once)
+            batch = table.take(np.where(at < len(table), at, -1))
+            matched, mismatched = compute(trees, jax.device_put(batch, rows))
+            parts.setdefault(f"{name}/{MATCHED}", []).append(jax.device_get(matched))
+            if mismatched is not None:
+                parts.setdefault(f"{name}/{MISMATCHED}", []).append(jax.device_get(mismatched))
+        count = len(table) * table.together
+        found |= {key: np.concatenate(arrays)[:count] for key, arrays in parts.items()}
+    unfinished = path.with_suffix(".tmp")
+    save_file(found, unfinished)
+    unfinished.rename(path)
+
+
+def read_reference(path: Path, tables: Mapping[str, SequenceTable]) -> dict[str, SequenceTable]:
+    """The tables with the log-probs that were written.
+
+    Raises ``UserError`` if they are of other rows.
+    """
+    found = load_file(path)
+    for name, table in tables.items():
+        shape = (len(table) * table.together, table.width)
+        if found[f"{name}/{MATCHED}"].shape != shape:
+            raise UserError(f"{path}: holds the reference's log-probs of other rows; delete it")
+    return {
+        name: table.with_reference(found[f"{name}/{MATCHED}"], found.get(f"{name}/{MISMATCHED}"))
+        for name, table in tables.items()
+    }

@@ -1,0 +1,154 @@
+"""``rljax eval CONFIG|RUN [key=value ...]``: how a model answers held-out prompts.
+
+Of a config it evaluates the model that training would begin with, of a run folder a checkpoint.
+The figures and every response go to a folder, which preferences can be learned from.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from rljax.build import Build, abstract_state, build, check_weights
+from rljax.config import Config, load_config
+from rljax.errors import UserError
+from rljax.evaluator import Evaluator
+from rljax.host.checkpoint import FROZEN, restore_parts
+from rljax.host.terminal import Terminal
+from rljax.launch import enough_threads, numbered_folder, use_compilation_cache
+from rljax.starts import load_start
+from rljax.train import place, state_shardings
+from rljax.types import TrainState
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
+    parser = argparse.ArgumentParser(
+        prog="rljax eval",
+        usage="%(prog)s CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]",
+        description="Answer held-out prompts, and judge the answers.",
+        epilog="Example: rljax eval runs/0001 evaluation.samples_per_prompt=8",
+    )
+    parser.add_argument("target", type=Path, help="a YAML file, or the folder of a run")
+    parser.add_argument("settings", nargs="*", help="settings to change in the config")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="of a run's checkpoint; by default the newest")
+    which.add_argument("--best", action="store_true", help="the run's best checkpoint")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="by default the next of evals/0001, evals/0002, …"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    enough_threads()
+    try:
+        evaluate(**vars(options))
+    except UserError as error:
+        print(f"rljax: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(
+    target: Path, settings: list[str], *, step: int | None, best: bool, out: Path | None
+) -> None:
+    """Evaluates, writes ``figures.json`` and ``samples.jsonl``, and shows the figures."""
+    run = target if target.is_dir() else None
+    if run is not None and not (run / "config.yaml").exists():
+        raise UserError(f"{run} is no run folder: it holds no config.yaml")
+    if run is None and (step is not None or best):
+        raise UserError("--step and --best are of a run; a config has no checkpoints")
+    path = target if run is None else run / "config.yaml"
+    config = load_config(path, settings)
+    use_compilation_cache()
+    terminal = Terminal()
+    built = build(config, path.parent, report=lambda line: terminal.say("reward", line, text=line))
+    if built.ahead is not None:  # its held-out rows lack what the run computed for them
+        built = built._replace(measuring=None)
+    if built.answering is None and built.measuring is None:
+        raise UserError("the config has nothing to evaluate: it lacks data.eval, or rewards")
+
+    @contextlib.contextmanager
+    def compiling(what: str):
+        terminal.say("compiling", f"compiling: {what} …", program=what)
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        terminal.say("compiled", f"compiled: {what}, in {seconds:.1f} s", program=what)
+
+    with built.pool, jax.set_mesh(built.mesh):
+        if run is None:
+            state = _started(built, config, terminal)
+        else:
+            kept = run / ("best" if best else "checkpoints")
+            state = _restored(built, kept, run / "checkpoints", step)
+        figures, samples = Evaluator(config, built, compiling)(state)
+    folder = _written(out, int(state.step), figures, samples, built)
+    terminal.figures(figures, f"held-out rows, step {int(state.step)}")
+    terminal.samples([s for s in samples if not s["greedy"]][:4], "sampled")
+    terminal.say("done", f"see {folder}/figures.json and samples.jsonl", figures=figures)
+
+
+def _started(built: Build, config: Config, terminal: Terminal) -> TrainState:
+    """The state that training would begin with, without its optimizers."""
+    if built.warm_start is not None:
+        raise UserError("warm_start: it is part of a run; evaluate the folder of one")
+    check_weights(built)
+    starts = {
+        name: load_start(built, name, config.seed, terminal.say) for name in built.networks.starts
+    }
+    axes, mesh = built.train.axes, built.mesh
+    return place(
+        lambda starts: built.train.begin(starts).replace(opt_state={}),
+        starts,
+        axes=axes,
+        optimizers={},
+        mesh=mesh,
+    )
+
+
+def _restored(built: Build, folder: Path, frozen: Path, step: int | None) -> TrainState:
+    """The state of a checkpoint, without its optimizers."""
+    abstract = abstract_state(built, built.train).replace(opt_state={})
+    places = state_shardings(abstract, built.train.axes, {}, built.mesh)
+    laid_out = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        places,
+    )
+    step, parts = restore_parts(
+        folder,
+        step,
+        {"params": laid_out.params, "shaping": laid_out.shaping},
+        laid_out.frozen,
+        frozen / FROZEN,
+    )
+    return TrainState(
+        step=jnp.int32(step),
+        key=jax.random.key(0),
+        params=parts["params"],
+        frozen=parts["frozen"],
+        opt_state={},
+        shaping=parts["shaping"],
+    )
+
+
+def _written(
+    out: Path | None, step: int, figures: dict[str, float], samples: list[dict], built: Build
+) -> Path:
+    """Writes the figures, and every response with the prompt as the data has it."""
+    try:
+        folder = numbered_folder("evals") if out is None else out
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"step": step, **figures}, indent=2)
+        (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
+        with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+            for sample in samples:
+                prompt = built.answering.table.rows[sample["prompt_index"]]["prompt"]
+                file.write(json.dumps({**sample, "prompt": prompt}) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {out or 'evals/'}: {error.strerror}") from error
+    return folder

@@ -1,0 +1,101 @@
+"""Evaluating a state on held-out rows: answering their prompts, and measuring their loss."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+from rljax.build import Answering, Build, Measuring
+from rljax.config import Config
+from rljax.host.evaluation import Evaluated, join, summarise
+from rljax.host.loop import check_finite, to_host
+from rljax.sharding import row_sharding
+from rljax.types import TrainState
+
+EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
+
+
+class Evaluator:
+    """Evaluates states, always on the same rows and with the same draws.
+
+    Its programs are compiled when it is first called, within ``compiling(what)``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        built: Build,
+        compiling: Callable[[str], AbstractContextManager],
+        measuring: Measuring | None = None,
+    ):
+        """With ``measuring``, that is measured, in place of what was built."""
+        self._config, self._built, self._compiling = config, built, compiling
+        self._measuring = measuring or built.measuring
+        self._programs: dict[str, Any] = {}
+
+    def __call__(self, state: TrainState) -> Evaluated:
+        """The figures of a state, and its responses.
+
+        Raises ``UserError`` if one of the figures is not finite.
+        """
+        figures: dict[str, float] = {}
+        samples = []
+        if self._measuring is not None:
+            figures |= self._measure(self._measuring, state)
+        if self._built.answering is not None:
+            answered = self._answer(self._built.answering, state)
+            figures |= answered.figures
+            samples = answered.samples
+        return Evaluated(figures, samples)
+
+    def _answer(self, answering: Answering, state: TrainState) -> Evaluated:
+        """Held-out prompts, answered greedily and as sampled."""
+        config, chunks = self._config, answering.chunks()
+        key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
+        if "draw" not in self._programs:
+            with self._compiling("evaluation"):
+                rows = row_sharding(self._built.mesh)
+                drawing = jax.jit(answering.draw, out_shardings=rows).lower(state, chunks[0], key)
+                drawn = jax.eval_shape(answering.draw, state, chunks[0], key)
+                drawn = answering.between.abstract(drawn, rows)
+                judging = jax.jit(answering.judge).lower(state, drawn)
+                self._programs |= {"draw": drawing.compile(), "judge": judging.compile()}
+        judged = []
+        for number, chunk in enumerate(chunks):
+            chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
+            drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
+            part = self._programs["judge"](state, drawn)
+            check_finite(to_host(part.metrics), "on the held-out prompts")
+            judged.append(jax.device_get((part.rollout, part.rewards, part.scored.counted)))
+        rows = answering.prompts * (1 + answering.samples)
+        rollout, rewards, scored = jax.tree.map(lambda x: x[:rows], join(judged))
+        sources = [row.get("data_source") for row in answering.table.rows[: answering.prompts]]
+        return summarise(
+            rollout,
+            rewards,
+            scored,
+            self._built.tokenizer,
+            samples=answering.samples,
+            sources=None if None in sources else [str(source) for source in sources],
+            **config.length.model_dump(),
+            shaped=answering.shaped,
+        )
+
+    def _measure(self, measuring: Measuring, state: TrainState) -> dict[str, float]:
+        """The means of a loss and its metrics over held-out rows."""
+        rows = row_sharding(self._built.mesh)
+        total, sums = 0.0, {}
+        for items in measuring.items():
+            batch = jax.device_put(measuring.table.take(items), rows)
+            if "measure" not in self._programs:
+                with self._compiling("held-out loss"):
+                    program = jax.jit(measuring.measure).lower(state, batch)
+                    self._programs["measure"] = program.compile()
+            metrics, count = jax.device_get(self._programs["measure"](state, batch))
+            total += count
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(count) * float(value)
+        figures = {f"heldout/{name}": value / total for name, value in sums.items()}
+        check_finite(figures, "on the held-out rows")
+        return figures

@@ -1,0 +1,63 @@
+"""Rows to learn preferences from, made of the responses that an evaluation sampled and judged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rljax.errors import UserError
+
+
+def sampled_pairs(file: str, *, heldout: bool) -> list[dict[str, Any]]:
+    """Pairs of a correct response and a wrong one to the same prompt, as many as both allow.
+
+    Args:
+      file: ``samples.jsonl`` of ``rljax eval``. Every tenth prompt is held out.
+
+    Raises ``UserError`` if no prompt has responses of both kinds.
+    """
+    rows = []
+    for responses in _by_prompt(file, heldout):
+        right, wrong = (
+            list(dict.fromkeys(r["response"] for r in responses if r["correct"] is kind))
+            for kind in (True, False)
+        )
+        prompt = responses[0]["prompt"]
+        rows += [
+            {"prompt": prompt, "chosen": _answer(prompt, good), "rejected": _answer(prompt, bad)}
+            for good, bad in zip(right, wrong, strict=False)
+        ]
+    if not rows:
+        raise UserError(f"{file}: no prompt has both correct and wrong responses")
+    return rows
+
+
+def sampled_labels(file: str, *, heldout: bool) -> list[dict[str, Any]]:
+    """Every response with whether it was correct as its label; ``file`` as of ``sampled_pairs``."""
+    return [
+        {
+            "prompt": r["prompt"],
+            "completion": _answer(r["prompt"], r["response"]),
+            "label": r["correct"],
+        }
+        for responses in _by_prompt(file, heldout)
+        for r in responses
+    ]
+
+
+def _answer(prompt: str | list, response: str) -> str | list[dict[str, str]]:
+    """A response as the prompt is: text, or chat messages."""
+    return response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
+
+
+def _by_prompt(file: str, heldout: bool) -> list[list[dict[str, Any]]]:
+    """The judged responses that were sampled, prompt by prompt."""
+    path = Path(file)
+    if not path.exists():
+        raise UserError(f"{file}: no such file; `rljax eval` writes one")
+    prompts: dict[int, list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        finished = not record["greedy"] and not record["truncated"]
+        if finished and record["correct"] is not None and record["response"]:
+            prompts.setdefault(record["prompt_index"], []).append(record)
+    return [rows for index, rows in prompts.items() if (index % 10 == 0) == heldout]

@@ -1,0 +1,114 @@
+"""Experience that is given and not sampled: demonstrations, pairs, labelled responses."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rljax.logprobs import token_logprobs
+from rljax.masked import masked_sum
+from rljax.sharding import split_rows
+from rljax.train.collect import Appraise
+from rljax.train.forward import Forward
+from rljax.train.update import weighted
+from rljax.trees import role_params
+from rljax.types import (
+    Baseline,
+    Experience,
+    Loss,
+    Metrics,
+    Params,
+    Role,
+    TrainState,
+    Weigh,
+)
+
+Measure = Callable[[TrainState, Experience], tuple[Metrics, Array]]  # -> means, of how much
+
+
+def draw_given(state: TrainState, batch: Experience, key: PRNGKeyArray) -> Experience:
+    """The batch is the experience already."""
+    del state, key
+    return batch
+
+
+def make_appraise_given(
+    roles: Mapping[str, Role],
+    *,
+    needs_reference: bool = False,
+    baseline: Baseline | None = None,
+    microbatches: int = 1,
+) -> Appraise:
+    """What the loss needs beside the rows: the reference's log-probs, unless the batch has them,
+    and the baseline, of the policy as it is before the update.
+
+    The rows go through the networks in as many parts as there are ``microbatches``.
+    """
+
+    def appraise(state: TrainState, batch: Experience):
+        if needs_reference:
+            batch = with_reference(roles["reference"], state.trees, batch, microbatches)
+        if baseline is None:
+            return batch, state.shaping, {}
+        rows = batch.mismatched if baseline.mismatched else batch
+        logprobs = given_logprobs(roles["policy"], state.trees, rows, microbatches)
+        ratios = masked_sum(logprobs - rows.ref_logprobs, rows.action_mask, axis=-1)
+        value, shaping, metrics = baseline.apply(
+            ratios, rows.action_mask.any(axis=-1), state.shaping
+        )
+        value = jnp.broadcast_to(value, ratios.shape)
+        return batch.replace(baseline=value, mismatched=None), shaping, metrics
+
+    return appraise
+
+
+def with_reference(
+    role: Role, trees: Mapping[str, Params], batch: Experience, parts: int = 1
+) -> Experience:
+    """The batch with the reference's log-probs where it lacks them, mismatched rows included."""
+    if batch.ref_logprobs is None:
+        batch = batch.replace(ref_logprobs=given_logprobs(role, trees, batch, parts))
+    if batch.mismatched is not None:
+        mismatched = with_reference(role, trees, batch.mismatched, parts)
+        batch = batch.replace(mismatched=mismatched)
+    return batch
+
+
+def given_logprobs(
+    role: Role, trees: Mapping[str, Params], batch: Experience, parts: int = 1
+) -> Float[Array, "B T"]:
+    """A role's log-probs of the tokens that the loss is over, 0 elsewhere, in ``parts`` of the
+    rows."""
+    params = role_params(role, trees)
+
+    def of_rows(rows):
+        logprobs, _ = token_logprobs(role.model, params, *rows)
+        return logprobs
+
+    rows = (batch.tokens, batch.mask)
+    if parts == 1:
+        logprobs = of_rows(rows)
+    else:
+        logprobs = jax.lax.map(of_rows, split_rows(rows, parts)).reshape(batch.tokens.shape)
+    return jnp.where(batch.action_mask, logprobs, 0.0)
+
+
+def make_measure(
+    appraise: Appraise, forward: Forward, loss: Loss, weigh: Weigh, *, by_tokens: bool
+) -> Measure:
+    """The loss of held-out rows and its metrics, without learning from them.
+
+    Returns metrics, and how much they weigh in a mean over several batches: as the tokens that
+    the loss is over, or as the responses.
+    """
+
+    def measure(state: TrainState, batch: Experience):
+        batch, _, appraised = appraise(state, batch)
+        batch = weighted(batch, weigh)
+        total, metrics = loss(forward(state.trees, batch), batch)
+        learned = batch.action_mask
+        count = learned.sum() if by_tokens else learned.any(axis=-1).sum()
+        return {"loss": total, **appraised, **metrics}, count
+
+    return measure

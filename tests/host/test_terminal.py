@@ -1,0 +1,36 @@
+"""What is shown on a terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rljax.host.terminal import Terminal
+
+
+@pytest.fixture
+def shown():
+    """A terminal of 80 columns, and a function that returns its lines."""
+    terminal = Terminal()
+    terminal.console, terminal.rich = Console(file=io.StringIO(), width=80), True
+    return terminal, lambda: terminal.console.file.getvalue().splitlines()
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_a_figure_that_was_not_measured_is_empty_and_not_0(shown):
+    terminal, lines = shown
+    terminal.before_after({"reward": 0.0, "early": 0.5}, {"reward": 0.25, "late": 1.0})
+    rows = [cells(line) for line in lines() if "│" in line]
+    assert rows == [["reward", "0.00", "0.25"], ["early", "0.50", ""], ["late", "", "1.00"]]
+
+
+def test_a_long_name_of_a_source_is_shown_in_full_and_no_markup(shown):
+    terminal, lines = shown
+    name = f"team/{'mathematics' * 8}[algebra]/accuracy_sampled"
+    terminal.before_after({name: 0.5}, {name: 1.0})
+    rows = [cells(line) for line in lines() if "│" in line]
+    assert "".join(row[0] for row in rows) == name
+    assert rows[0][1:] == ["0.50", "1.00"]
