@@ -16,15 +16,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def final_figures(root: Path, name: str, config: str, settings: list[str], seed: int) -> dict:
     """The held-out figures before and after a run, which is made if it is not there yet."""
-    start = _run(root / f"start-{seed}", ["addition.yaml", "steps=0"], seed)
+    start = run_once(root / f"start-{seed}", ["addition.yaml", "steps=0"], seed)
     policy = f"models.policy={{fn: {start / 'policy'}, remat: full}}"
     settings = [config, policy, "warm_start=null", "tokenizer=null", *settings]
-    folder = _run(root / f"{name}-{seed}", settings, seed)
+    folder = run_once(root / f"{name}-{seed}", settings, seed)
     summary = json.loads((folder / "summary.json").read_text())
     return summary["after"] | {"steps": summary["steps"], "before": summary["before"]}
 
 
-def _run(folder: Path, settings: list[str], seed: int) -> Path:
+def run_once(folder: Path, settings: list[str], seed: int) -> Path:
+    """A run of a config of ``configs/`` with changes, which is made if it is not there yet."""
     config, *changes = settings
     changes = [*changes, f"seed={seed}", f"run_dir={folder}"]
     if (folder / "summary.json").exists():

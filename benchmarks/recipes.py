@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.compare import CONFIGS, final_figures, spread
+from rljax.config import load_config
 
 COLUMNS = {
     "accuracy_greedy": "{:.3f}",
@@ -19,11 +20,17 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__)
-    parser.add_argument("recipes", nargs="*", help="by default every file of configs/")
+    parser.add_argument(
+        "recipes", nargs="*", help="by default every file of configs/ that needs no run before it"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where they lie")
     options = parser.parse_args()
-    recipes = options.recipes or sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    recipes = options.recipes or [
+        path.stem
+        for path in sorted(CONFIGS.glob("*.yaml"))
+        if load_config(path, []).warm_start is not None  # begins with nothing
+    ]
     rows = []
     for recipe in recipes:
         runs = [

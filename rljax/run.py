@@ -273,7 +273,7 @@ class Run:
             )
 
     def _folder(self, phase: Phase) -> Path:
-        return self.folder if phase is self.built.train else self.folder / phase.name
+        return self.folder / phase.name if phase is self.built.warm_start else self.folder
 
     def _checkpoints(self, phase: Phase) -> Checkpoints:
         every = self.config.checkpoint.every_steps

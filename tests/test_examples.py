@@ -21,6 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "worked_columns.py"
 RECIPE = ROOT / "examples" / "best_of_group.py"
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+ALIGNMENT = (ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
 GROUPS = ["sampling.group_size=2", "data.prompts_per_step=8", "optimizer.value=null"]
 
 
@@ -78,9 +79,9 @@ def test_a_recipe_of_ones_own_from_the_working_directory(tmp_path, monkeypatch, 
     capsys.readouterr()
 
 
-def nodes(heading: str) -> list[str]:
-    """The first column of a section's table on the page of recipes, as YAML."""
-    section = RECIPES.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+def nodes(heading: str, page: str = RECIPES) -> list[str]:
+    """The first column of a section's table on a page, as YAML."""
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     table = section[section.index("|---|") :].partition("\n\n")[0]
     cells = re.findall(r"^\| `(.+?)`(?:, `\w+`)* \|", table, re.MULTILINE)
     assert len(cells) > 5
@@ -95,6 +96,14 @@ def test_every_algorithm_of_the_page_builds(node):
     check_groups(config, algorithm, make_shaper(config, algorithm, context))
 
 
+@pytest.mark.parametrize("node", nodes("Preferences", ALIGNMENT))
+def test_every_preference_loss_of_the_page_builds(node):
+    algorithm = make_algorithm(
+        load_config(ROOT / "configs" / "dpo.yaml", [f"algorithm={node}"]), {}
+    )
+    assert algorithm.learns_from in ("pairs", "labelled")
+
+
 @pytest.mark.parametrize("node", [n for n in nodes("Length methods") if "algorithm:" not in n])
 def test_every_length_method_of_the_page_builds(node):
     config = load_config(
@@ -105,10 +114,11 @@ def test_every_length_method_of_the_page_builds(node):
 
 
 @pytest.mark.parametrize("module", [algorithms, shaping, rewards])
-def test_the_page_of_recipes_names_every_function(module):
-    inner = {"sft", "chain", "fixed", "band_distance", "length_metrics", "informative"}
+def test_the_pages_name_every_function(module):
+    inner = {"chain", "fixed", "band_distance", "length_metrics", "informative"}
     inner |= {"kl_in_loss", "weighted_sum", "PythonReward"}
-    assert [name for name in module.__all__ if name not in inner and name not in RECIPES] == []
+    pages = RECIPES + ALIGNMENT
+    assert [name for name in module.__all__ if name not in inner and name not in pages] == []
 
 
 def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
@@ -142,7 +152,8 @@ SAMPLE = {"greedy": False, "truncated": False}
 def earlier(tmp_path, monkeypatch):
     """What the commands before some configs leave behind: a policy, a reward model, samples."""
     monkeypatch.chdir(tmp_path)
-    write_folder(Path("runs/sft/policy"), max_position_embeddings=128)
+    for run in ("sft", "dpo"):
+        write_folder(Path(f"runs/{run}/policy"), max_position_embeddings=128)
     write_folder(Path("runs/reward_model/reward"), head="value", max_position_embeddings=128)
     Path("evals/sft").mkdir(parents=True)
     lines = [

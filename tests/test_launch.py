@@ -189,14 +189,14 @@ def refused(capsys, *settings: str) -> str:
         ("shaping.length={fn: lenght_band}", 'did you mean "length_band"?'),
         ("mesh={data: 3}", "does not fit 8 device(s)"),
         ("length={min_tokens: 9, max_tokens: 8}", "min_tokens=9, max_tokens=8"),
-        ("data.eval=nowhere.jsonl", "cannot read the data file nowhere.jsonl"),
+        ("data.eval=nowhere.jsonl", "nowhere.jsonl"),
         ("data.prompts_per_step=12", "8 or 16 would"),
         ("update.minibatches=3", "micro-batches over 8 row shard(s); 24 would"),
         ("rewards.correct=absent_module:reward", 'cannot import "absent_module"'),
         ("reward_weights={corect: 1}", 'did you mean "correct"?'),
         ("optimizer.policy.learning_rate=0", "needs learning_rate > 0"),
         ("sampling.top_p=2", "top_p must lie in (0, 1]"),
-        ("algorithm=sft", "one that samples"),
+        ("algorithm=sft", "data.prompts_per_step: sft does not read it"),
         ("tokenizer=character_tokenzier", 'did you mean "character_tokenizer"?'),
     ],
 )
@@ -213,7 +213,7 @@ def test_bad_files_end_in_one_line(capsys, tmp_path):
     good = '{"prompt": "1+1=", "answer": "2"}\n'
     assert "no rows" in says("")
     assert "data.jsonl:2: not valid JSON" in says(good + '{"prompt": "1+\n')
-    assert 'row 2: expected text in "prompt"' in says(good + '{"answer": "2"}\n')
+    assert 'data.jsonl:2: "prompt" is missing or null' in says(good + '{"answer": "2"}\n')
     assert "more than data.max_prompt_tokens=8" in says('{"prompt": "1111+11111="}\n')
     assert "cannot read the config" in refused_config(capsys, tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")

@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 from tiny import SETTINGS, begin_training, draw_starts, tiny_build, train
 
 from rljax import launch
-from rljax.build import make_forward
 from rljax.logprobs import sequence_scores, token_values
+from rljax.train import make_forward
 from rljax.trees import find, role_params
+from rljax.types import Experience
 
 CONFIG = """
 steps: 8
@@ -221,7 +222,8 @@ def test_a_value_head_on_the_shared_trunk(folders):
         )
         hidden = roles["policy"].model.apply(state.params["policy"], rollout.tokens, rollout.mask)
     np.testing.assert_allclose(ours[:, 1:], hidden[:, :-1].sum(-1), atol=1e-4)
-    outputs = make_forward(roles, temperature=1.0)(trees, rollout)
+    rows = Experience(tokens=rollout.tokens, mask=rollout.mask, action_mask=rollout.action_mask)
+    outputs = make_forward(roles)(trees, rows)
     np.testing.assert_allclose(outputs.values, ours, atol=1e-5)
 
 
@@ -253,7 +255,7 @@ def test_the_reward_is_the_models_score_of_the_whole_row(folders):
         rollout = jax.jit(built.train.train_step.draw)(
             state, built.train.batches[0], jax.random.key(0)
         )
-        judged = jax.jit(built.evaluation.judge)(state, rollout)
+        judged = jax.jit(built.answering.judge)(state, rollout)
     role = built.networks.roles["reward"]
     for row in range(3):
         real = rollout.mask[row]
@@ -276,7 +278,7 @@ def test_a_foreign_reward_model_reads_its_own_tokens(folders):
     with jax.set_mesh(built.mesh):
         drawn = jax.jit(phase.train_step.draw)(state, phase.batches[0], jax.random.key(0))
         rollout = phase.between.add(drawn)
-        judged = jax.jit(built.evaluation.judge)(state, rollout)
+        judged = jax.jit(built.answering.judge)(state, rollout)
     own, role = chatty_tokenizer(), built.networks.roles["reward"]
     prompt = built.tokenizer.decode(drawn.tokens[0][drawn.mask[0] & ~drawn.action_mask[0]])
     said = built.tokenizer.decode(drawn.tokens[0][drawn.action_mask[0]], skip_special_tokens=True)
@@ -307,7 +309,7 @@ def refused(capsys, *settings: str) -> str:
     [
         (["models.policy={reward}"], "has no language-model head"),
         (["models.policy=absent"], '"absent" is no folder here'),
-        (["models.policy.fn=llama"], "tokenizer: it is needed where the policy is no folder"),
+        (["models.policy.fn=llama"], "tokenizer: it is needed where models.policy is no folder"),
         (["models.policy={policy}", "models.policy.lora.rank=0"], "lora: needs rank >= 1"),
         (
             ["models.policy={policy}", "models.policy.lora.targets=[qproj]"],
@@ -329,7 +331,7 @@ def refused(capsys, *settings: str) -> str:
             "is a LlamaForCausalLM; one with a scalar head is needed",
         ),
         (["models.policy={policy}", "rewards.x=reward_model"], "models.reward names no model"),
-        (["models.policy={policy}", "models.reference={value}", "shaping=off"], "no shaping stage"),
+        (["models.policy={policy}", "models.reference={value}", "shaping=off"], "nothing here compares"),
         (
             ["models.policy={policy}", "sampling.max_tokens=500"],
             "508 tokens of prompt and response",

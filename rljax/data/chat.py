@@ -84,7 +84,8 @@ def encode_conversations(
 
     A turn is what the template writes from where the assistant begins, up to the EOS if it writes
     one there, else up to the next turn. The last one ends with EOS; what follows it is left out. A
-    message with the weight 0 is not learned.
+    message with the weight 0 is not learned, nor is one that opens the conversation, as it answers
+    nothing.
 
     Raises ``UserError`` as ``encode_prompts`` does, and for a template that writes the beginning of
     a conversation otherwise once it goes on: what is learned would not be what is sampled.
@@ -94,7 +95,7 @@ def encode_conversations(
     for index, row in enumerate(rows.rows):
         turns = row["messages"]
         render = _renderer(tokenizer, chat_template, rows.where(index))
-        first = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        first = next(i for i, turn in enumerate(turns) if i and turn["role"] == "assistant")
         texts.append(render(turns[:first], ask=True))
         pieces.append(_pieces(turns, first, texts[-1], render, rows.where(index)))
     prompts = _tokenized(texts, rows, range(len(texts)), "messages", tokenizer)
@@ -120,7 +121,7 @@ def check_template(tokenizer, source: str, keywords: Mapping[str, Any]) -> None:
         names = jinja2.meta.find_undeclared_variables(environment.parse(template))
     except jinja2.TemplateSyntaxError:  # tags of transformers' own
         return
-    valid = names - set(environment.globals) - set(GIVEN) - set(tokenizer.special_tokens_map)
+    valid = names - set(GIVEN) - set(tokenizer.special_tokens_map)
     for name in keywords:
         if name not in valid:
             hint = nearest(name, valid) if valid else "it takes none"

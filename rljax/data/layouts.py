@@ -108,8 +108,8 @@ def _demonstration(row: Row) -> list[Row]:
 
 def _conversation(row: Row) -> list[Row]:
     messages = turns(row, "messages")
-    if not any(turn["role"] == "assistant" for turn in messages):
-        raise RowError('"messages": no message of the assistant, so nothing to learn')
+    if not any(turn["role"] == "assistant" for turn in messages[1:]):
+        raise RowError('"messages": the assistant answers no message, so nothing to learn')
     return [{"messages": messages} | _weight(row)]
 
 

@@ -60,7 +60,7 @@ class PromptTable:
         self.parts = parts([len(source.rows) for source in kept])
         self.name = names(sources)
         self.note = report.note(len(self.rows), "prompts")
-        columns = {name: column(kept, name, tokenizer) for name in _shared(kept)}
+        columns = {name: column(kept, name, tokenizer) for name in _columns(kept)}
         self.extras = {name: values for name, values in columns.items() if values is not None}
         self.extras[ROW] = np.arange(len(self.rows), dtype=np.int32)
 
@@ -243,11 +243,10 @@ def _next_other(prompts: list[list[int]], name: str) -> list[int]:
     return following
 
 
-def _shared(sources: list[Rows]) -> list[str]:
-    """The columns of all sources, the prompt aside."""
+def _columns(sources: list[Rows]) -> list[str]:
+    """The columns of the first source, the prompt aside: no other is one of all."""
     for source in sources:
         for name in source.rows[0]:
             if name in RESERVED or name.startswith(PYTHON_REWARD):
                 raise UserError(f'{source.name}: a column cannot be called "{name}": rljax uses it')
-    first, *others = (source.rows[0] for source in sources)
-    return [n for n in first if n != "prompt" and all(n in other for other in others)]
+    return [name for name in sources[0].rows[0] if name != "prompt"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Sharding
+from jaxtyping import PyTree
 
 from rljax.types import Rollout
 
@@ -16,7 +17,7 @@ class Between(NamedTuple):
     columns: Mapping[str, jax.ShapeDtypeStruct]  # of one row, by name
     add: Callable[[Rollout], Rollout]
 
-    def abstract(self, drawn: Rollout, sharding: Sharding | None = None) -> Rollout:
+    def abstract(self, drawn: PyTree, sharding: Sharding | None = None) -> PyTree:
         """What ``add`` makes of a rollout, or of given rows if it adds nothing, as shapes."""
 
         def describe(shape, dtype):

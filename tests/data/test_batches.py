@@ -184,6 +184,13 @@ def test_a_batch_comes_from_one_bucket_and_is_padded_to_its_longest():
     assert np.sort(epochs).tolist() == [[0, 1, 2, 3]] * 2
 
 
+def test_every_row_is_drawn_as_often_whichever_bucket_it_is_in():
+    table = sequences(10, length=lambda i: 2 + i)
+    batches = bucketed_batches(table, batch_size=1, buckets=3, seed=0)  # of 4, 3 and 3 rows
+    widths = [batches[step].tokens.shape[1] for step in range(40)]
+    assert np.unique(widths, return_counts=True)[1].tolist() == [16, 12, 12]
+
+
 def test_too_few_rows_for_the_buckets_are_refused_with_the_number_that_would_do():
     said = r"^rows: 4 rows are too few for 2 buckets of batches of 3; at least 6 are needed$"
     with pytest.raises(UserError, match=said):

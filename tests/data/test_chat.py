@@ -298,6 +298,14 @@ def test_a_message_with_the_weight_0_is_not_learned():
     ]
 
 
+def test_what_opens_a_conversation_is_not_learned():
+    assert learned(REPLY + HELLO + REPLY, with_template(CHATML)) == [
+        "<assistant>def<eos>\n<user>abc<eos>\n<assistant>",
+        "def<eos>",
+        "def<eos>",
+    ]
+
+
 def test_the_template_never_sees_the_weights():
     tokenizer = with_template("{% for t in messages %}{{ t | length }}{% endfor %}")
     turns = [{**HELLO[0], "weight": 1}, {**REPLY[0], "weight": 1}]

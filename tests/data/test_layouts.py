@@ -71,6 +71,18 @@ def only(layout, *rows, **columns):
             "columns: prompt, solution as answer",
         ),
         (
+            {"prompt": "a", "data_source": "sums", "answer": None, "solution": "2"},
+            {},
+            {"prompt": "a", "data_source": "sums", "answer": "2", "solution": "2"},
+            "verl's columns: prompt, data_source, solution as answer",
+        ),
+        (
+            {"prompt": "a", "reward_model": {"ground_truth": "2"}},
+            {},
+            {"prompt": "a", "reward_model": {"ground_truth": "2"}, "answer": "2"},
+            "verl's columns: prompt, reward_model.ground_truth as answer",
+        ),
+        (
             {"prompt": USER, "ground_truth": 2, "solution": "1+1"},
             {},
             {"prompt": USER, "ground_truth": 2, "solution": "1+1", "answer": 2},
@@ -153,6 +165,12 @@ def test_the_same_rows_in_verls_and_in_trls_layout_make_the_same_table(tmp_path)
             {},
             {"prompt": "1+1=", "completion": "2"},
             "columns: prompt, completion",
+        ),
+        (
+            {"prompt": "1+1=", "response": "11", "completion": "2", "weight": 0},
+            {},
+            {"prompt": "1+1=", "completion": "2", "weight": 0.0},
+            "columns: prompt, completion, weight",
         ),
         (
             {"prompt": USER, "response": "2", "weight": "0.5"},
@@ -283,6 +301,7 @@ def message(**turn):
 
 DEMONSTRATION = {"prompt": "a", "completion": "b"}
 CHAT = {"prompt": USER, "completion": TWO}
+TALK = [{"role": "user", "content": "so?"}]
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 LABELLED = DEMONSTRATION | {"label": True}
 WRONG = [  # layout, the good row before, the row, what is said of line 6
@@ -337,18 +356,23 @@ WRONG = [  # layout, the good row before, the row, what is said of line 6
         '"completion": chat messages, while "prompt" is text',
     ),
     (
-        *("demonstrations", CHAT, CHAT | {"completion": USER}),
+        *("demonstrations", CHAT, CHAT | {"completion": TWO + USER}),
         '"completion": what follows the prompt must be messages of the assistant\'s',
     ),
     (
         *("demonstrations", {"messages": USER + TWO}, {"messages": USER}),
-        '"messages": no message of the assistant, so nothing to learn',
+        '"messages": the assistant answers no message, so nothing to learn',
+    ),
+    (
+        *("demonstrations", {"messages": USER + TWO}, {"messages": TWO + USER}),
+        '"messages": the assistant answers no message, so nothing to learn',
     ),
     (
         *("demonstrations", {"messages": USER + TWO}, {"messages": "abc"}),
         "\"messages\": expected chat messages, got 'abc'",
     ),
     ("pairs", PAIR | {"margin": 1}, PAIR | {"margin": "nan"}, '"margin": expected a number, got'),
+    ("pairs", PAIR | {"margin": 1}, PAIR | {"margin": 1e999}, '"margin": expected .*, got inf'),
     ("pairs", PAIR, PAIR | {"chosen": TWO}, 'one of "chosen" and "rejected" is text, the other'),
     ("pairs", PAIR, PAIR | {"chosen": ""}, '"chosen": expected text or chat messages, got '),
     ("pairs", PAIR, {**PAIR, "chosen": TWO, "rejected": ELEVEN}, ".* have no beginning in common"),
@@ -358,7 +382,7 @@ WRONG = [  # layout, the good row before, the row, what is said of line 6
     ),
     (
         *("pairs", {"chosen": USER + TWO, "rejected": USER + ELEVEN}),
-        *({"chosen": USER + TWO, "rejected": USER + USER}, '"rejected": what follows the prompt'),
+        *({"chosen": USER + TWO, "rejected": USER + TALK}, '"rejected": what follows the prompt'),
     ),
     (
         *("pairs", {"chosen": USER + TWO, "rejected": USER + ELEVEN}),
@@ -424,6 +448,11 @@ def test_missing_columns_are_told_with_what_is_there_and_how_to_name_it(layout, 
 def test_a_column_that_is_not_there_is_told_with_the_nearest(layout, columns, said):
     with pytest.raises(UserError, match=said):
         arranged(layout, {"question": "a", "meta": {"final": "b"}}, **columns)
+
+
+def test_a_truth_is_no_text():
+    with pytest.raises(UserError, match=r'^a\.jsonl:5: "prompt": expected text .*, got True$'):
+        arranged("prompts", {"q": True}, prompt="q")
 
 
 def test_a_mapped_column_that_one_row_lacks_is_named():

@@ -133,8 +133,10 @@ def test_every_sequence_comes_out_as_it_went_in(lengths, width):
 
 
 def test_the_first_token_of_a_segment_is_not_learned_even_if_its_row_says_so():
-    whole = SequenceTable([Sequence([5, 6], [1.0, 1.0]), Sequence([7], [1.0])], pad_id=0)
-    assert PackedTable(whole, 3).take([0]).action_mask.tolist() == [[False, True, False]]
+    whole = SequenceTable([Sequence([5, 6], [1.0, 1.0]), Sequence([7], [1.0])], pad_id=9)
+    batch = PackedTable(whole, 4).take([0])
+    assert batch.action_mask.tolist() == [[False, True, False, False]]
+    assert batch.tokens.tolist() == [[5, 6, 7, 9]]
 
 
 def test_packs_never_mix_sources():

@@ -81,6 +81,7 @@ def test_the_other_columns_travel_along():
     assert extras["score"].tolist() == [1.0, 0.5]
     assert extras["hard"].tolist() == [True, False]
     kinds = {name: str(column.dtype) for name, column in extras.items()}
+    assert table(ROWS).extras[ROW].dtype == np.int32
     assert kinds == {"answer": "int32", "level": "int32", "score": "float32", "hard": "bool"}
 
 
@@ -246,8 +247,9 @@ def test_a_filler_has_one_token_and_nothing_to_learn():
 
 def test_the_first_token_is_never_learned():
     """Nothing stands before it, so that it has no probability."""
-    given = SequenceTable([Sequence([5, 6, 7], [1.0, 1.0, 0.0])], pad_id=PAD)
+    given = SequenceTable([Sequence([5, 6, 7], [1.0, 1.0, 0.0])], pad_id=9)
     assert given.take([0]).action_mask.tolist() == [[False, True, False]]
+    assert given.take([FILLER], width=4).tokens.tolist() == [[9] * 4]
     assert given.mean_tokens == 1.0
 
 
@@ -304,6 +306,17 @@ def test_a_row_that_has_nothing_left_to_learn_is_dropped_and_counted():
     assert given.note == (
         "1 demonstration (1 longer than 4 tokens truncated, 1 with nothing to learn dropped)"
     )
+
+
+def test_a_row_of_which_only_the_first_token_is_left_has_nothing_to_learn():
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages[1:] %}{{ turn.content }}{% endfor %}"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}]
+    alone = {"messages": turns}  # of which the template writes the answer only
+    given = demonstration_table([source(alone)], tokenizer, Limits())
+    assert given.take([0]).action_mask.tolist() == [[False, True]]
+    with pytest.raises(UserError, match="no row is left"):
+        demonstration_table([source(alone)], tokenizer, Limits(None, 1, "truncate"))
 
 
 lengths = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -381,6 +394,16 @@ def test_a_pair_is_as_long_as_its_longer_row_and_goes_as_a_whole():
         pair_table([source(one_empty)], TOKENIZER, Limits(None, 4, "truncate"))
 
 
+def test_a_pair_of_which_one_answer_is_not_learned_is_dropped():
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = TURNS
+    yes, no = ([{"role": "assistant", "content": text}] for text in ("yes", "no"))
+    pair = {"prompt": [{"role": "user", "content": "a"}], "chosen": yes, "rejected": no}
+    unlearned = pair | {"rejected": [no[0] | {"weight": 0}]}
+    given = pair_table([source(unlearned, pair)], tokenizer, Limits())
+    assert given.note == "1 pair (1 with nothing to learn dropped)"
+
+
 def test_margins_in_some_sources_only_are_refused():
     bare = {"prompt": "a=", "chosen": "1", "rejected": "2"}
     with pytest.raises(UserError, match=r"^x and y: some sources of pairs have a margin"):
@@ -427,6 +450,16 @@ def test_mismatched_rows_are_cut_where_all_are():
     given = labelled_table([source(long, LABELLED[2])], TOKENIZER, limits, mismatched=True)
     batch = given.take([0]).mismatched
     assert TOKENIZER.decode(batch.tokens[0]) == "abcd=34"
+
+
+def test_a_row_that_was_dropped_answers_no_other_prompt():
+    long = {"prompt": "defghi=", "completion": "9", "label": True}
+    sources = [source(long, *LABELLED)]
+    given = labelled_table(sources, TOKENIZER, Limits(3, None, "drop"), mismatched=True)
+    batch = given.take([0, 2]).mismatched
+    texts = [TOKENIZER.decode(row[m]) for row, m in zip(batch.tokens, batch.mask, strict=True)]
+    assert texts == ["a=345<eos>", "bc=1<eos>"]
+    assert given.note == "3 labelled responses (1 with prompts longer than 3 tokens dropped)"
 
 
 @few
