@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
@@ -35,14 +36,17 @@ def write_reference(
             at = np.arange(start, start + items_at_once)
             batch = table.take(np.where(at < len(table), at, -1))
             matched, mismatched = compute(trees, jax.device_put(batch, rows))
-            parts.setdefault(f"{name}/{MATCHED}", []).append(jax.device_get(matched))
-            if mismatched is not None:
-                parts.setdefault(f"{name}/{MISMATCHED}", []).append(jax.device_get(mismatched))
+            for key, rows_found in ((MATCHED, matched), (MISMATCHED, mismatched)):
+                if rows_found is not None:
+                    whole = multihost_utils.process_allgather(rows_found, tiled=True)
+                    parts.setdefault(f"{name}/{key}", []).append(whole)
         count = len(table) * table.together
         found |= {key: np.concatenate(arrays)[:count] for key, arrays in parts.items()}
-    unfinished = path.with_suffix(".tmp")
-    save_file(found, unfinished)
-    unfinished.rename(path)
+    if jax.process_index() == 0:
+        unfinished = path.with_suffix(".tmp")
+        save_file(found, unfinished)
+        unfinished.rename(path)
+    multihost_utils.sync_global_devices("reference")
 
 
 def read_reference(path: Path, tables: Mapping[str, SequenceTable]) -> dict[str, SequenceTable]:

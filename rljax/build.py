@@ -166,6 +166,11 @@ def build(
     tokenizer, eos_ids = read_tokenizer(config)
     context = context_of(config, tokenizer)
     algorithm = make_algorithm(config, context)
+    if config.sampling:
+        ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
+        eos_ids = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")[
+            "eos_ids"
+        ]
     tables = read_tables(config, config_dir, context, algorithm, eos_ids)
     context["train_prompts"] = len(tables.train)
     shaper = make_shaper(config, algorithm, context)
@@ -175,13 +180,12 @@ def build(
     if config.data.reference_ahead:
         if not algorithm.needs_reference:
             raise UserError("data.reference_ahead: the algorithm compares nothing with a reference")
-        networks, ahead = split_ahead(networks)
+        networks, ahead = split_ahead(networks, _update_settings(config)["microbatches"])
 
     sample = score = None
     python_rewards = {}
     if tables.prompts is not None:
         sample = _sampler(config, config.sampling, networks, tokenizer, eos_ids)
-        eos_ids = sample.keywords["eos_ids"]
         compiled_score, python_rewards = make_rewards(config, context)
         score = make_score(networks.roles, compiled_score)
     foreign = check_tokens(networks, tokenizer, _columns(config, tables, sample))
@@ -209,6 +213,8 @@ def build(
         answering = _answering(parts, drawing)
     if config.evaluation.patience is not None and config.evaluation.best is None:
         raise UserError("evaluation.patience: evaluation.best names no figure to wait for")
+    if config.evaluation.best is not None and answering is None and measuring is None:
+        raise UserError("evaluation.best: nothing is evaluated; data.eval names no rows")
     return Build(
         mesh=mesh,
         tokenizer=tokenizer,
@@ -245,7 +251,8 @@ def _sampler(
 
 def _columns(config: Config, tables: Tables, sample) -> int:
     """Tokens of the widest row, prompt and response."""
-    widths = [table.width for table in (tables.train, tables.given) if hasattr(table, "width")]
+    given = [table for table in (tables.train, tables.given) if not isinstance(table, PromptTable)]
+    widths = [table.longest for table in given if table is not None]
     if sample is not None:
         limits = [config.sampling["max_tokens"], config.evaluation.sampling.get("max_tokens", 0)]
         widths.append(config.data.max_prompt_tokens + max(limits))
@@ -265,7 +272,8 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
     roles, table, sample = networks.roles, parts.tables.train, parts.sample
     trained = [role for role in ("policy", "value") if role in roles]
     update = _update_settings(config)
-    steps = steps_of(config, len(table), config.data.prompts_per_step)
+    prompts = config.data.prompts_per_step * algorithm.refill_rounds
+    steps = steps_of(config, len(table), prompts)
     no_critic = "value" in config.optimizer and not algorithm.needs_value
     optimizers = make_optimizers(
         config,
@@ -324,7 +332,7 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
         optimizers,
         make_batches(
             table,
-            batch_size=config.data.prompts_per_step * algorithm.refill_rounds,
+            batch_size=prompts,
             seed=config.seed,
             weights=parts.tables.weights,
         ),

@@ -153,6 +153,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     tree = _read(path)
     for override in overrides:
         apply_override(tree, override)
+    tree = _anchored(tree, path.parent)
     try:
         config = Config.model_validate(tree)
     except pydantic.ValidationError as error:
@@ -182,7 +183,8 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     seen = (*extended_by, path.resolve())
     if not isinstance(base, str) or (path.parent / base).resolve() in seen:
         raise UserError(f"{path}: extends: expected the name of another file, got {base!r}")
-    return _laid_over(_anchored(_read(path.parent / base, seen), (path.parent / base).parent), tree)
+    base_path = path.parent / base
+    return _laid_over(_anchored(_read(base_path, seen), base_path.parent), tree)
 
 
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -198,21 +200,21 @@ def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         return source
 
     for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
-        if key in (tree.get(section) or {}):
+        if isinstance(tree.get(section), dict) and key in tree[section]:
             tree[section][key] = anchored(tree[section][key])
     return tree
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Keys of ``above``, and of ``below`` where it has none; a node of another function, with its
-    keywords, takes the whole place of the one below."""
+    keywords, takes the whole place of the one below, and so does a source with its settings."""
     merged = dict(below)
     for key, value in above.items():
         old = below.get(key)
-        if isinstance(value, dict) and isinstance(old, str) and "fn" not in value:
+        if isinstance(value, dict) and isinstance(old, str) and not {"fn", "source"} & value.keys():
             old = {"fn": old}
         both = isinstance(value, dict) and isinstance(old, dict)
-        if both and value.get("fn", old.get("fn")) == old.get("fn"):
+        if both and "source" not in value and value.get("fn", old.get("fn")) == old.get("fn"):
             value = _laid_over(old, value)
         merged[key] = value
     return merged

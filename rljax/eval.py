@@ -66,10 +66,11 @@ def evaluate(
     use_compilation_cache()
     terminal = Terminal()
     built = build(config, path.parent, report=lambda line: terminal.say("reward", line, text=line))
-    if built.ahead is not None:  # its held-out rows lack what the run computed for them
+    if built.ahead is not None:  # the held-out loss needs a reference that is not there
         built = built._replace(measuring=None)
     if built.answering is None and built.measuring is None:
-        raise UserError("the config has nothing to evaluate: it lacks data.eval, or rewards")
+        lacks = "data.eval" if built.ahead is None else "rewards, to judge answers by"
+        raise UserError(f"there is nothing to evaluate: the config lacks {lacks}")
 
     @contextlib.contextmanager
     def compiling(what: str):

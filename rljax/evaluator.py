@@ -93,7 +93,7 @@ class Evaluator:
                     program = jax.jit(measuring.measure).lower(state, batch)
                     self._programs["measure"] = program.compile()
             metrics, count = jax.device_get(self._programs["measure"](state, batch))
-            total += count
+            total += float(count)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(count) * float(value)
         figures = {f"heldout/{name}": value / total for name, value in sums.items()}

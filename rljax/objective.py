@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rljax import algorithms, resolve, rewards, shaping
-from rljax.config import Config
+from rljax.config import Config, Evaluation
 from rljax.errors import UserError, nearest
 from rljax.rewards import PythonReward
 from rljax.roles import Networks, make_networks
@@ -34,6 +34,11 @@ def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
         config.algorithm, algorithms, context=context, where="algorithm", nested=shaping
     )
     _expect(algorithm, Algorithm, "algorithm")
+    if algorithm.divergence is not None and (config.shaping_stages() or config.correction):
+        raise UserError(
+            "shaping, correction: the algorithm learns from its teacher alone, whatever is "
+            "rewarded; set both to null"
+        )
     _check_sections(config, algorithm.learns_from == "prompts", algorithm.trains)
     return algorithm
 
@@ -42,7 +47,7 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
     """Refuses settings that nothing reads: of sampling where rows are given, and the reverse."""
     data = config.data
     if samples:
-        unread = {
+        unread: dict[str, Any] = {
             "data.batch_size": data.batch_size,
             "data.max_tokens": data.max_tokens,
             "data.packing": data.packing,
@@ -66,7 +71,16 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
         }
         why = "its rows are given, not sampled"
         lacking = {"data.batch_size": data.batch_size}
-        if config.rewards:  # held-out prompts are answered
+        if not config.rewards:
+            unread |= {"reward_weights": config.reward_weights}
+            if trains == "policy":
+                unread |= {"models.reward": config.models.reward}
+            settings, default = config.evaluation, Evaluation()
+            unread |= {
+                f"evaluation.{name}": getattr(settings, name) != getattr(default, name)
+                for name in ("prompts", "prompts_at_once", "samples_per_prompt", "sampling")
+            }
+        else:  # held-out prompts are answered
             lacking |= {
                 "data.eval": data.eval,
                 "data.max_prompt_tokens": data.max_prompt_tokens,

@@ -91,7 +91,14 @@ def learning_from_given(
     by_tokens = algorithm.learns_from == "demonstrations"
     return Learning(
         TrainStep(draw_given, appraise, update),
-        make_measure(appraise, forward, algorithm.loss, algorithm.weigh, by_tokens=by_tokens),
+        make_measure(
+            appraise,
+            forward,
+            algorithm.loss,
+            algorithm.weigh,
+            by_tokens=by_tokens,
+            microbatches=microbatches,
+        ),
     )
 
 
@@ -128,8 +135,9 @@ def make_begin(
     return begin
 
 
-def split_ahead(networks: Networks) -> tuple[Networks, Ahead]:
-    """The networks without the reference, and what computes its log-probs before training."""
+def split_ahead(networks: Networks, microbatches: int) -> tuple[Networks, Ahead]:
+    """The networks without the reference, and what computes its log-probs before training, the rows
+    of a batch in as many parts as there are ``microbatches``."""
     role = networks.roles["reference"]
     (name,) = role.trees
     tree = networks.trees[name]
@@ -139,7 +147,7 @@ def split_ahead(networks: Networks) -> tuple[Networks, Ahead]:
         return {name: jax.tree.map(lambda x: x.astype(tree.dtype), made)}
 
     def logprobs(trees: Trees, batch: Experience) -> tuple[Array, Array | None]:
-        batch = with_reference(role, trees, batch)
+        batch = with_reference(role, trees, batch, microbatches)
         other = batch.mismatched
         return batch.ref_logprobs, None if other is None else other.ref_logprobs
 
@@ -184,8 +192,7 @@ def make_adamw(given: Mapping[str, Any], steps: int, updates_per_step: int, wher
 
 
 def steps_of(config: Config, rows: int, rows_per_step: int) -> int:
-    """Of the training proper: as the config has them, or so many that it sees every row in each of
-    its epochs."""
+    """Of the training proper: as the config has them, or as many as its epochs have rows for."""
     if config.steps is not None:
         return config.steps
     return math.ceil(config.epochs * rows / rows_per_step)

@@ -22,7 +22,7 @@ from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
-from rljax.host.checkpoint import FROZEN, Checkpoints
+from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, read_records
@@ -115,7 +115,9 @@ class Run:
                 self.terminal.say("resume", f"resuming from step {resumed}", step=resumed)
                 self._tired = self._out_of_patience()
             state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
-        self._finish(state)
+        step, params, frozen = int(state.step), state.params, state.frozen
+        del state  # the optimizers' memory is wanted for what is read again
+        self._finish(step, params, frozen)
 
     def _evaluations(self) -> list[dict]:
         return read_records(self.folder / "evaluations.jsonl")
@@ -305,25 +307,32 @@ class Run:
 
         return jax.tree.map(laid_out, *self._abstract(phase))
 
-    def _finish(self, state: TrainState) -> None:
+    def _finish(self, last: int, params: Trees, frozen: Trees) -> None:
         """Exports the model, draws the curves, writes and shows the summary."""
         config, built, folder = self.config, self.built, self.folder
-        last = int(state.step)
+        step = last
         if config.evaluation.best is not None:
-            with contextlib.closing(self._best_checkpoint()) as best:
-                if best.latest() is not None:  # else it was asked for when all was over
-                    state, _ = best.restore(self._laid_out(built.train))
-            text = f"the best {config.evaluation.best} was at step {int(state.step)}: exporting it"
-            self.terminal.say("best", text, step=int(state.step))
+            step = self._best_step()
+            text = f"the best {config.evaluation.best} was at step {step}: exporting that state"
+            if step != last:
+                kept = self._folder(built.train) / "best"
+                if not (kept / str(step)).exists():
+                    step = last
+                    text = f"{text.partition(':')[0]}, whose state was not kept: exporting the last"
+                else:
+                    wanted = {"params": self._laid_out(built.train).params}
+                    _, parts = restore_parts(kept, step, wanted, {})
+                    params = parts["params"]
+            self.terminal.say("best", text, step=step)
         export_role(
             folder / built.role,
-            state.trees,
+            frozen | params,
             built.networks,
             config,
             built.tokenizer,
             eos_ids=built.eos_ids,
             role=built.role,
-            details=run_details(folder, int(state.step)),
+            details=run_details(folder, step),
         )
         evaluations = self._evaluations()
         draw_curves(

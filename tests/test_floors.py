@@ -9,9 +9,9 @@ import rljax
 FLOORS = [
     {"errors", "types"},
     {"grouped", "kl", "masked", "resolve", "signatures", "sharding", "trees"},
-    {"losses", "advantages", "rewards", "shaping", "models", "tasks"},
+    {"losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
-    {"algorithms", "train", "host"},
+    {"algorithms", "train", "host", "tasks"},
     {"config"},
     {"roles"},
     {"objective", "tokens"},

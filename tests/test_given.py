@@ -22,6 +22,7 @@ from rljax import eval as evaluation
 from rljax.build import abstract_state, build, first_batch
 from rljax.config import load_config
 from rljax.data import Limits, PackedTable, Rows, demonstration_table
+from rljax.errors import UserError
 from rljax.models import decoder, llama
 from rljax.phases import learning_from_given
 from rljax.starts import load_start
@@ -35,6 +36,7 @@ GIVEN = [
     *("data.prompts_per_step=null", "data.batch_size=8", "data.overlong=truncate"),
     *("data.max_prompt_tokens=8", "data.max_tokens=20"),
 ]
+BARE = ["rewards=null", "sampling=null", "length=null", "evaluation={}"]
 SFT = [*GIVEN, "algorithm=sft", "data.train={fn: addition_demonstrations, count: 64}"]
 
 
@@ -114,6 +116,28 @@ def test_eight_devices_learn_what_one_does(settings, pairs):
     )
 
 
+def test_positions_count_as_the_model_sees_them(pairs, tmp_path):
+    """Anew in each sequence of a pack; and to the end of mismatched rows."""
+    write_folder(tmp_path / "policy", max_position_embeddings=24)
+    model = [f"models.policy={tmp_path / 'policy'}", "tokenizer=null", *BARE, "data.eval=null"]
+    packed = [*SFT, *model, "data.packing=true", "data.max_tokens=48", "data.batch_size=4"]
+    with pytest.raises(UserError, match="positions that the model knows"):
+        tiny_build(*packed)
+    rows = [{"prompt": "1+1=", "completion": "#2"}, {"prompt": "2+2=", "completion": "#4"}] * 30
+    (tmp_path / "short.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tiny_build(*packed, f"data.train={tmp_path / 'short.jsonl'}")
+    far = [
+        {"prompt": "1+1=" * 5, "completion": "2", "label": True},
+        {"prompt": "1", "completion": "1" * 10, "label": False},
+    ]
+    (tmp_path / "far.jsonl").write_text("\n".join(map(json.dumps, far)))
+    unpaired = [*GIVEN, *model, f"data.train={tmp_path / 'far.jsonl'}", "data.batch_size=2"]
+    unpaired += ["data.max_prompt_tokens=null", "data.max_tokens=null"]
+    tiny_build(*unpaired, "algorithm=bco")
+    with pytest.raises(UserError, match="31 tokens of prompt and response are more than the 24"):
+        tiny_build(*unpaired, "algorithm=kto")
+
+
 def run(folder: Path, *settings: str) -> Path:
     assert launch.main([*SETTINGS, *settings, f"run_dir={folder}"]) == 0
     return folder
@@ -125,8 +149,7 @@ def records(path: Path) -> list[dict]:
 
 
 def test_a_reference_asked_ahead_teaches_the_same_and_is_no_longer_held(pairs, tmp_path):
-    settings = [*GIVEN, f"data.train={pairs}", f"data.eval={pairs}", "rewards=null", "length=null"]
-    settings += ["sampling=null", "algorithm=kto", "data.batch_size=8"]
+    settings = [*GIVEN, *BARE, f"data.train={pairs}", f"data.eval={pairs}", "algorithm=kto"]
     asked = run(tmp_path / "asked", *settings)
     ahead = run(tmp_path / "ahead", *settings, "data.reference_ahead=true")
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -144,12 +167,27 @@ def test_a_reference_asked_ahead_teaches_the_same_and_is_no_longer_held(pairs, t
 
 
 def test_the_best_is_kept_and_exported_and_patience_ends_the_run(tmp_path, capsys):
-    settings = [*SFT, "steps=12", "evaluation.every_steps=2", "optimizer.policy.schedule=constant"]
-    settings += ["evaluation.best=heldout/loss", "evaluation.best_is=min", "evaluation.patience=2"]
-    settings += ["optimizer.policy.learning_rate=0.5", "rewards=null", "sampling=null"]
-    settings += ["length=null", "data.eval={fn: addition_demonstrations, count: 16}"]
+    settings = [
+        *SFT,
+        *BARE,
+        "steps=12",
+        "evaluation.every_steps=2",
+        "optimizer.policy.schedule=constant",
+    ]
+    settings += [
+        "evaluation.best=heldout/policy/nll",
+        "evaluation.best_is=min",
+        "evaluation.patience=2",
+    ]
+    settings += ["optimizer.policy.learning_rate=0.5"]
+    settings += ["data.eval={fn: addition_demonstrations, count: 16}"]
     folder = run(tmp_path / "run", *settings)
-    losses = {r["step"]: r["heldout/loss"] for r in records(folder / "evaluations.jsonl")}
+
+    def evaluated():
+        found = records(folder / "evaluations.jsonl")
+        return {record["step"]: record["heldout/policy/nll"] for record in found}
+
+    losses = evaluated()
     best = min(losses, key=losses.get)
     assert max(losses) == best + 4 < 12
     assert [path.name for path in (folder / "best").iterdir() if path.name.isdigit()] == [str(best)]
@@ -158,14 +196,22 @@ def test_the_best_is_kept_and_exported_and_patience_ends_the_run(tmp_path, capsy
     before = (folder / "policy/model.safetensors").read_bytes()
     run(folder, *settings)  # which is over
     assert (folder / "policy/model.safetensors").read_bytes() == before
-    assert {r["step"]: r["heldout/loss"] for r in records(folder / "evaluations.jsonl")} == losses
+    assert {
+        r["step"]: r["heldout/policy/nll"] for r in records(folder / "evaluations.jsonl")
+    } == losses
     capsys.readouterr()
 
 
 def test_a_reward_model_is_a_reward_at_once(pairs, tmp_path, capsys):
     write_folder(tmp_path / "start", max_position_embeddings=128)
-    lacking = ["rewards=null", "sampling=null", "length=null", "tokenizer=null"]
-    settings = [*GIVEN, *lacking, f"data.train={pairs}", f"data.eval={pairs}", "steps=8"]
+    settings = [
+        *GIVEN,
+        *BARE,
+        "tokenizer=null",
+        f"data.train={pairs}",
+        f"data.eval={pairs}",
+        "steps=8",
+    ]
     settings += ["algorithm=bradley_terry", f"models={{reward: {tmp_path / 'start'}}}"]
     settings += ["optimizer={reward: {learning_rate: 1.0e-2}}", "evaluation.every_steps=4"]
     folder = run(tmp_path / "run", *settings)
@@ -316,13 +362,12 @@ def test_verls_file_and_trls_train_alike(tmp_path):
         (["data.train=[]"], "data.train: at least one source is needed"),
         (["data.train={source: x.jsonl, wieght: 1}"], 'data.train: unknown key "wieght"'),
         (["data.train={source: x.jsonl, weight: 0}"], "data.train.weight: input should be"),
-        (["rewards=null", "sampling=null", "length=null"], "data.eval: its rows are no demonstr"),
+        ([*BARE], "data.eval: its rows are no demonstrations"),
+        ([*BARE, "data.eval=null", "evaluation.best=x"], "evaluation.best: nothing is evaluated"),
     ],
 )
 def test_what_cannot_be_is_named(settings, said):
     config = Path(__file__).parent.parent / "configs/addition.yaml"
-    from rljax.errors import UserError
-
     with pytest.raises(UserError) as error:
         build(load_config(config, [*SETTINGS, *SFT, *settings]), config.parent, jax.devices()[:1])
     assert str(error.value).startswith(said)

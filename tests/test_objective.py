@@ -44,9 +44,10 @@ GIVEN = (
     *("algorithm=sft", "shaping=off", "warm_start=null", "data.prompts_per_step=null"),
     *("data.batch_size=4", "update=null"),
 )
+BARE = ("rewards=null", "sampling=null", "length=null", "evaluation={}")
 REWARD = (
     *("algorithm=bradley_terry", "models={reward: {fn: llama, layers: 1, width: 8, heads: 2}}"),
-    *("rewards=null", "sampling=null", "length=null"),
+    *("rewards=null", "sampling=null", "length=null", "evaluation={}"),
 )
 
 
@@ -67,6 +68,10 @@ REWARD = (
         ([*GIVEN, "correction={}"], "correction: sft does not read it"),
         ([*GIVEN, "rewards=null"], "sampling: sft does not read it"),
         ([*GIVEN, "rewards=null", "sampling=null"], "length: sft does not read it"),
+        ([*GIVEN, *BARE, "reward_weights={x: 1}"], "reward_weights: sft does not read it"),
+        ([*GIVEN, *BARE, "models.reward=x"], "models.reward: sft does not read it"),
+        ([*GIVEN, *BARE, "evaluation.samples_per_prompt=2"], "evaluation.samples_per_prompt: sft"),
+        (["algorithm=distill"], "shaping, correction: the algorithm learns from its teacher"),
         ([*GIVEN, "data.batch_size=null"], 'the config lacks "data.batch_size"'),
         ([*GIVEN, "data.eval=null"], 'the config lacks "data.eval"'),
         ([*GIVEN, "length=null"], 'the config lacks "length"'),

@@ -331,7 +331,10 @@ def refused(capsys, *settings: str) -> str:
             "is a LlamaForCausalLM; one with a scalar head is needed",
         ),
         (["models.policy={policy}", "rewards.x=reward_model"], "models.reward names no model"),
-        (["models.policy={policy}", "models.reference={value}", "shaping=off"], "nothing here compares"),
+        (
+            ["models.policy={policy}", "models.reference={value}", "shaping=off"],
+            "nothing here compares",
+        ),
         (
             ["models.policy={policy}", "sampling.max_tokens=500"],
             "508 tokens of prompt and response",

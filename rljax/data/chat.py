@@ -9,6 +9,7 @@ from rljax.data.values import Turns
 from rljax.errors import UserError, nearest
 
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
+CONTEXT = 32  # characters before a text, by which its first tokens may differ
 # What every template is given, and no keyword of a config's.
 GIVEN = ("messages", "add_generation_prompt", "raise_exception", "strftime_now")
 
@@ -45,12 +46,12 @@ def encode_answers(
     """The token ids of every row's ``prompt``, with those of each of its answers, by ``columns``.
 
     An answer that is text ends with EOS, which is appended. Of chat messages it is what the
-    template writes behind the prompt, tokenized by itself, as it is when sampled: see
-    ``encode_conversations``.
+    template writes behind the prompt: see ``encode_conversations``. It is tokenized as it stands
+    there, and the prompt by itself, as it is when an answer is sampled.
 
     Args:
-      eos_ids: tokens that end an answer; by default the tokenizer's EOS, which is also the one that
-        is appended where none stands.
+      eos_ids: tokens that end an answer; by default the tokenizer's EOS. Where none stands, that is
+        appended, or else the first of them.
 
     Raises ``UserError`` as the others do.
     """
@@ -67,7 +68,7 @@ def encode_answers(
                 render = _renderer(tokenizer, chat_template, rows.where(index))
                 turns = [*prompt, *answer]
                 pieces.append(_pieces(turns, len(prompt), text, render, rows.where(index)))
-        by_column.append(_encoded(pieces, rows, column, tokenizer, eos_ids))
+        by_column.append(_encoded(texts, pieces, rows, column, tokenizer, eos_ids))
     return [
         [Answered(prompt, *answer) for answer in answers]
         for prompt, *answers in zip(prompts, *by_column, strict=True)
@@ -99,7 +100,7 @@ def encode_conversations(
         texts.append(render(turns[:first], ask=True))
         pieces.append(_pieces(turns, first, texts[-1], render, rows.where(index)))
     prompts = _tokenized(texts, rows, range(len(texts)), "messages", tokenizer)
-    answers = _encoded(pieces, rows, "messages", tokenizer, eos_ids)
+    answers = _encoded(texts, pieces, rows, "messages", tokenizer, eos_ids)
     return [Answered(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
@@ -222,18 +223,40 @@ def _tokenized(
     return encoded
 
 
+def _continued(
+    texts: list[tuple[str, str]], rows: Rows, indices: list[int], column: str, tokenizer
+) -> list[list[int]]:
+    """The token ids of texts, each as it is written behind another: some tokenizers begin every
+    text of its own with a space. Where the two share a token, those of the text by itself."""
+    near = [before[-CONTEXT:] for before, _ in texts]
+    befores = tokenizer(near, add_special_tokens=False)["input_ids"]
+    both = [before + text for before, (_, text) in zip(near, texts, strict=True)]
+    both = tokenizer(both, add_special_tokens=False)["input_ids"]
+    alone = _tokenized([text for _, text in texts], rows, indices, column, tokenizer)
+    return [
+        whole[len(before) :] if whole[: len(before)] == before else own
+        for before, whole, own in zip(befores, both, alone, strict=True)
+    ]
+
+
 def _encoded(
+    befores: list[str],
     pieces: list[list[_Piece]],
     rows: Rows,
     column: str,
     tokenizer,
     eos_ids: Collection[int] | None,
 ) -> list[tuple[list[int], list[float]]]:
-    """The token ids and the weights of every row's pieces."""
-    ends = {tokenizer.eos_token_id} if eos_ids is None else set(eos_ids)
-    indices = [index for index, row in enumerate(pieces) for _ in row]
-    texts = [piece.text for row in pieces for piece in row]
-    ids = iter(_tokenized(texts, rows, indices, column, tokenizer))
+    """The token ids and the weights of every row's pieces, behind what stands before them."""
+    ends = [tokenizer.eos_token_id] if eos_ids is None else list(eos_ids)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    indices, texts = [], []
+    for index, (before, row) in enumerate(zip(befores, pieces, strict=True)):
+        for piece in row:
+            indices.append(index)
+            texts.append((before, piece.text))
+            before += piece.text
+    ids = iter(_continued(texts, rows, indices, column, tokenizer))
     encoded = []
     for row in pieces:
         tokens: list[int] = []
@@ -246,7 +269,7 @@ def _encoded(
                 learned = is_end.index(True) + 1
                 new = new[:learned] if number == len(row) else new
             elif number == len(row) and not any(is_end[-1:]):
-                new = [*new, tokenizer.eos_token_id]
+                new = [*new, end]
                 learned += 1
             tokens += new
             weights += [float(piece.weight)] * learned + [0.0] * (len(new) - learned)

@@ -34,7 +34,8 @@ def arrange(rows: Rows, layout: Layout, columns: Mapping[str, str]) -> tuple[Row
       columns: our name -> theirs; a path such as ``solution.final`` leads into a column. A number
         becomes text where it is mapped to a column of text.
 
-    Raises ``UserError`` for a column that is missing, and, by the row's place, for a value that is.
+    Raises ``UserError`` for a column that is missing, and, by the row's place, for a value that is
+    missing or of the wrong type.
     """
     if not rows.rows:
         raise UserError(f"{rows.name}: no rows")
@@ -209,27 +210,37 @@ def _form(rows: Rows, layout: Layout, there: set[str]) -> _Form:
 
 
 def _mapped(rows: Rows, layout: Layout, columns: Mapping[str, str]) -> Rows:
-    """Rows with the columns that ``data.columns`` names."""
+    """Rows with the columns that ``data.columns`` names: those of this layout, and only where they
+    are not called so already."""
     valid = {name for form in FORMS[layout] for name in (*form.needs, *form.takes)}
+    others = {name for forms in FORMS.values() for f in forms for name in (*f.needs, *f.takes)}
+    others = (others | {"answer"}) - valid
+    if layout == "prompts":
+        others.discard("answer")  # nor is any other column refused, which a reward may read
+    chosen = {}
     for ours, theirs in columns.items():
+        if ours in others:
+            continue
         if layout != "prompts" and ours not in valid:
             raise UserError(
                 f'data.columns: {layout} have no column "{ours}"; {nearest(ours, valid)}'
             )
-        if all(find(row, theirs) is None for row in rows.rows):
+        if any(find(row, theirs) is not None for row in rows.rows):
+            chosen[ours] = theirs
+        elif not any(row.get(ours) is not None for row in rows.rows):
             raise UserError(
                 f'data.columns.{ours}: {rows.name} has no column "{theirs}"; '
                 f"{nearest(theirs, _paths(rows.rows[0]))}"
             )
 
     def mapped(row: Row) -> Row:
-        new = {ours: find(row, theirs) for ours, theirs in columns.items()}
+        new = {ours: find(row, theirs) for ours, theirs in chosen.items()}
         for name, value in new.items():
             if name in TEXT and isinstance(value, int | float) and not isinstance(value, bool):
                 new[name] = str(value)
         return {**row, **new}
 
-    return rows._replace(rows=[mapped(row) for row in rows.rows]) if columns else rows
+    return rows._replace(rows=[mapped(row) for row in rows.rows]) if chosen else rows
 
 
 def _paths(row: Row, above: str = "") -> list[str]:

@@ -77,6 +77,11 @@ class PackedTable:
     def __len__(self) -> int:
         return len(self.packs)
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest sequence takes: they begin anew in each."""
+        return self.table.longest
+
     def take(self, items: Sequence[int] | np.ndarray) -> Experience:
         """The packs of items, each a row. A ``FILLER`` is as in ``SequenceTable.take``."""
         shape = (len(items), self.width)

@@ -74,6 +74,11 @@ class SequenceTable:
         return self.together == 1 and self._desirable is None
 
     @property
+    def longest(self) -> int:
+        """Positions that the longest row takes, of those that are mismatched too."""
+        return max(self.width, 0 if self.mismatched is None else self.mismatched.width)
+
+    @property
     def item_lengths(self) -> Int[np.ndarray, " I"]:
         """Of the longest sequence of every item."""
         return self.lengths.reshape(-1, self.together).max(axis=1)

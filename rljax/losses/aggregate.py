@@ -44,10 +44,10 @@ def token_weights(
 ) -> Float[Array, "B T"]:
     """The weight of each token in a loss; 0 where ``weights`` is, and all 0 if it is everywhere.
 
-    ``weights`` is a mask, or how much the data makes of each token. With n_i, the weights' sum in
-    sequence i, and B', the count of sequences that have any, a token's own weight is divided by
+    ``weights`` is a mask, or how much the data makes of each token. With n_i tokens in sequence i
+    whose weight is not 0, and B' sequences that have any, a token's own weight is divided by
 
-    - ``token-mean``: Σ n
+    - ``token-mean``: the sum of all weights, which for a mask is Σ n
     - ``seq-mean-token-sum``: B'
     - ``seq-mean-token-mean``: B' n_i
     - ``seq-mean-token-sum-norm``: B' · norm_tokens, a constant length
@@ -57,15 +57,16 @@ def token_weights(
     >>> token_weights(jnp.array([[True, True], [True, False]]), mode="seq-mean-token-mean").tolist()
     [[0.25, 0.25], [0.5, 0.0]]
     """
+    learned = weights > 0
     if segments is None:
-        each = sums = weights.sum(axis=-1, keepdims=True)
+        each = counts = learned.sum(axis=-1, keepdims=True)
     else:
         add = functools.partial(jax.ops.segment_sum, num_segments=weights.shape[1] + 1)
-        sums = jax.vmap(add)(weights.astype(jnp.float32), segments)
-        each = jnp.take_along_axis(sums, segments, axis=1)
-    sequences = jnp.maximum((sums > 0).sum(), 1)
+        counts = jax.vmap(add)(learned.astype(jnp.int32), segments)
+        each = jnp.take_along_axis(counts, segments, axis=1)
+    sequences = jnp.maximum((counts > 0).sum(), 1)
     denominators: dict[str, Callable[[], Array]] = {
-        "token-mean": lambda: _or_one(sums.sum()),
+        "token-mean": lambda: _or_one(weights.sum()),
         "seq-mean-token-sum": lambda: sequences,
         "seq-mean-token-mean": lambda: sequences * _or_one(each),
         "seq-mean-token-sum-norm": lambda: sequences * norm_tokens,

@@ -1,10 +1,11 @@
 """Rows to learn preferences from, made of the responses that an evaluation sampled and judged."""
 
-import json
-from pathlib import Path
 from typing import Any
 
+from rljax.data import read_rows
 from rljax.errors import UserError
+
+COLUMNS = {"prompt_index", "prompt", "response", "greedy", "truncated", "correct"}
 
 
 def sampled_pairs(file: str, *, heldout: bool) -> list[dict[str, Any]]:
@@ -27,7 +28,8 @@ def sampled_pairs(file: str, *, heldout: bool) -> list[dict[str, Any]]:
             for good, bad in zip(right, wrong, strict=False)
         ]
     if not rows:
-        raise UserError(f"{file}: no prompt has both correct and wrong responses")
+        which = "no prompt that is held out" if heldout else "no prompt"
+        raise UserError(f"{file}: {which} has both correct and wrong responses")
     return rows
 
 
@@ -51,12 +53,14 @@ def _answer(prompt: str | list, response: str) -> str | list[dict[str, str]]:
 
 def _by_prompt(file: str, heldout: bool) -> list[list[dict[str, Any]]]:
     """The judged responses that were sampled, prompt by prompt."""
-    path = Path(file)
-    if not path.exists():
-        raise UserError(f"{file}: no such file; `rljax eval` writes one")
+    samples = read_rows(file)
     prompts: dict[int, list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for index, record in enumerate(samples.rows):
+        if lacking := COLUMNS - record.keys():
+            names = ", ".join(sorted(lacking))
+            raise UserError(
+                f"{samples.where(index)}: lacks {names}; samples.jsonl of `rljax eval` is needed"
+            )
         finished = not record["greedy"] and not record["truncated"]
         if finished and record["correct"] is not None and record["response"]:
             prompts.setdefault(record["prompt_index"], []).append(record)

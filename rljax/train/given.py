@@ -95,20 +95,33 @@ def given_logprobs(
 
 
 def make_measure(
-    appraise: Appraise, forward: Forward, loss: Loss, weigh: Weigh, *, by_tokens: bool
+    appraise: Appraise,
+    forward: Forward,
+    loss: Loss,
+    weigh: Weigh,
+    *,
+    by_tokens: bool,
+    microbatches: int = 1,
 ) -> Measure:
-    """The loss of held-out rows and its metrics, without learning from them.
+    """The metrics of held-out rows, without learning from them, in as many parts as there are
+    ``microbatches``.
 
-    Returns metrics, and how much they weigh in a mean over several batches: as the tokens that
-    the loss is over, or as the responses.
+    Returns metrics, and how much they weigh in a mean over several batches: as the rows, or, if
+    they are means ``by_tokens``, as the tokens. Then there is no loss among them, which may be a
+    mean over sequences; else it is ``loss``.
     """
 
     def measure(state: TrainState, batch: Experience):
         batch, _, appraised = appraise(state, batch)
         batch = weighted(batch, weigh)
-        total, metrics = loss(forward(state.trees, batch), batch)
-        learned = batch.action_mask
-        count = learned.sum() if by_tokens else learned.any(axis=-1).sum()
-        return {"loss": total, **appraised, **metrics}, count
+
+        def of_rows(rows: Experience) -> Metrics:
+            total, metrics = loss(forward(state.trees, rows), rows)
+            return metrics if by_tokens else {"loss": total, **metrics}
+
+        parts = jax.lax.map(of_rows, split_rows(batch, microbatches))
+        metrics = appraised | jax.tree.map(jnp.sum, parts)
+        learned = batch.action_mask if batch.data_weights is None else batch.data_weights
+        return metrics, learned.sum() if by_tokens else learned.any(axis=-1).sum()
 
     return measure

@@ -5,6 +5,7 @@ from builders import few
 from folders import TURNS, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from rljax.data import (
@@ -232,7 +233,16 @@ def test_other_tokens_that_end_an_answer():
     assert answer(HELLO, REPLY, tokenizer).answer == [*ids("def"), bos, *ids("\n"), EOS]
     assert answer(HELLO, REPLY, tokenizer, {bos}).answer == [*ids("def"), bos]
     assert answer("a", "def<bos>", tokenizer, {bos}).answer == [*ids("def"), bos]
-    assert answer("a", "def", tokenizer, {bos}).answer == [*ids("def"), EOS]
+    assert answer("a", "def", tokenizer, {bos}).answer == [*ids("def"), bos]
+
+
+def test_an_answer_is_tokenized_as_it_stands_behind_its_prompt():
+    """Where a tokenizer begins every text of its own with a space."""
+    tokenizer = tokenizer_of("<s>", "</s>", characters="▁2+=4", eos_token="</s>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("▁")
+    found = answer("2+2=", "4", tokenizer)
+    words = [tokenizer.convert_ids_to_tokens(part) for part in (found.prompt, found.answer)]
+    assert words == [["▁", "2", "+", "2", "="], ["4", "</s>"]]
 
 
 def test_every_column_answers_the_same_prompt():

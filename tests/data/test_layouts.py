@@ -442,7 +442,7 @@ def test_missing_columns_are_told_with_what_is_there_and_how_to_name_it(layout, 
             *("demonstrations", {"complete": "question"}),
             r'^data\.columns: demonstrations have no column "complete"; did you mean "completion"',
         ),
-        ("pairs", {"label": "question"}, 'pairs have no column "label"'),
+        ("pairs", {"lable": "question"}, 'pairs have no column "lable"'),
     ],
 )
 def test_a_column_that_is_not_there_is_told_with_the_nearest(layout, columns, said):
@@ -490,3 +490,14 @@ def test_a_csv_with_weights_is_read_as_it_is_meant(tmp_path):
     rows, _ = arrange(read_rows(str(tmp_path / "a.csv")), "demonstrations", {})
     table = demonstration_table([rows], character_tokenizer(), Limits())
     assert table.take([0, 1]).data_weights[:, -2:].tolist() == [[1.0, 1.0], [0.5, 0.5]]
+
+
+def test_names_of_other_layouts_and_of_other_sources_are_passed_over():
+    """One ``data.columns`` serves a source of pairs, and the held-out prompts beside it."""
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "answer": "final"}
+    source = Rows([{"question": "1+1=", "good": "2", "bad": "3"}], "a")
+    (pair,) = arrange(source, "pairs", columns)[0].rows
+    assert pair == {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+    held = Rows([{"prompt": "2+2=", "final": "4"}], "b")
+    (prompt,) = arrange(held, "prompts", columns)[0].rows
+    assert (prompt["prompt"], prompt["answer"]) == ("2+2=", "4")

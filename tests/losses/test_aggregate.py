@@ -122,7 +122,7 @@ def test_packed_sequences_weigh_what_they_do_in_rows_of_their_own(mode):
     ("mode", "expected"),
     [
         ("token-mean", [[0.5 / 3.5, 0, 2 / 3.5], [1 / 3.5, 0, 0]]),
-        ("seq-mean-token-mean", [[0.1, 0, 0.4], [0.5, 0, 0]]),
+        ("seq-mean-token-mean", [[0.125, 0, 0.5], [0.5, 0, 0]]),
         ("seq-mean-token-sum", [[0.25, 0, 1.0], [0.5, 0, 0]]),
     ],
 )

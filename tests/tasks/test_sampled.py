@@ -67,9 +67,14 @@ def test_every_judged_response_that_ended_is_labelled(file):
 
 
 def test_what_cannot_be_paired_is_said(tmp_path):
-    with pytest.raises(UserError, match="no such file; `rljax eval` writes one"):
+    with pytest.raises(UserError, match="no such file"):
         sampled_pairs(str(tmp_path / "none.jsonl"), heldout=False)
     path = tmp_path / "samples.jsonl"
     path.write_text(json.dumps(SAMPLES[10]))
     with pytest.raises(UserError, match="no prompt has both correct and wrong responses"):
         sampled_pairs(str(path), heldout=False)
+    with pytest.raises(UserError, match="no prompt that is held out has both"):
+        sampled_pairs(str(path), heldout=True)
+    path.write_text('{"prompt": "p"}')
+    with pytest.raises(UserError, match=r"samples.jsonl:1: lacks correct, greedy, prompt_index"):
+        sampled_labels(str(path), heldout=False)

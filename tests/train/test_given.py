@@ -1,5 +1,7 @@
 """What is learned from given rows, with a toy policy: references, baselines, held-out losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,17 +113,25 @@ def test_a_batch_that_brings_its_reference_needs_none():
 def test_a_held_out_loss_over_several_batches_is_that_of_one(by_tokens):
     algorithm = sft(aggregation="token-mean" if by_tokens else "seq-mean-token-mean")
     roles = {"policy": ROLES["policy"]}
-    measure = make_measure(
+    make = functools.partial(
+        make_measure,
         make_appraise_given(roles),
         make_forward(roles),
         algorithm.loss,
         algorithm.weigh,
         by_tokens=by_tokens,
     )
-    batch = BATCH.replace(mismatched=None)
+    measure, batch = make(), BATCH.replace(mismatched=None)
+    if by_tokens:
+        batch = batch.replace(data_weights=LEARNED * jnp.linspace(0.5, 2.0, 8)[:, None])
     whole, count = measure(state(), batch)
-    assert int(count) == (LEARNED.sum() if by_tokens else 7)
+    expected = batch.data_weights.sum() if by_tokens else 7
+    np.testing.assert_allclose(count, expected, rtol=1e-6)
+    assert ("loss" in whole) != by_tokens
     parts = [jax.tree.map(lambda x, a=a: x[a : a + 4], batch) for a in (0, 4)]
     found = [measure(state(), part) for part in parts]
-    mean = sum(float(m["loss"] * n) for m, n in found) / sum(float(n) for _, n in found)
-    np.testing.assert_allclose(whole["loss"], mean, rtol=1e-5)
+    name = "policy/nll" if by_tokens else "loss"
+    mean = sum(float(m[name] * n) for m, n in found) / sum(float(n) for _, n in found)
+    np.testing.assert_allclose(whole[name], mean, rtol=1e-5)
+    split, _ = make(microbatches=4)(state(), batch)
+    np.testing.assert_allclose(split[name], whole[name], rtol=1e-5)
