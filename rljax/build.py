@@ -260,9 +260,7 @@ def _columns(config: Config, tables: Tables, sample) -> int:
 
 
 def _update_settings(config: Config) -> dict[str, Any]:
-    given = resolve.arguments(
-        make_update, config.update, context={}, where="update", open_positionals=6
-    )
+    given = resolve.arguments(make_update, config.update, context={}, where="update")
     return resolve.defaults(make_update) | given
 
 

@@ -1,4 +1,4 @@
-"""``python -m rljax.launch [config.yaml] [key=value ...] [--dry-run]``: trains a policy.
+"""``python -m rljax.launch [config.yaml] [key=value ...] [--dry-run]``: trains a model.
 
 Without a config it teaches a small model to add, with length-aware PPO. The same command with the
 same ``run_dir`` goes on where it stopped.
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rljax.launch",
         usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
-        description="Train a language model by reinforcement.",
+        description="Train a language model.",
         epilog="Example: python -m rljax.launch configs/addition.yaml steps=40 mesh.fsdp=2",
     )
     parser.add_argument(

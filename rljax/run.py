@@ -1,6 +1,6 @@
-"""A run in its folder: warm start, evaluation, reinforcement learning, evaluation, export.
+"""A run in its folder: warm start, evaluation, training, evaluation, export.
 
-The folder holds the resolved config, metrics, samples, checkpoints, the policy as a Hugging Face
+The folder holds the resolved config, metrics, samples, checkpoints, the model as a Hugging Face
 folder, curves and a summary. A run that was cut off goes on from its newest checkpoint.
 """
 

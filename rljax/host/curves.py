@@ -89,9 +89,9 @@ def draw_curves(
     for axes, panel in zip(grid.flat, panels, strict=True):
         _draw(axes, panel, records, evaluations)
         if panel is LENGTH:
-            axes.set_ylim(bottom=0)
             if max_tokens is not None:
                 axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, label="band")
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         if panel.title == "accuracy":
             axes.set_ylim(-0.03, 1.03)
         axes.set_title(panel.title)

@@ -47,7 +47,7 @@ class Terminal:
             yield PhaseBar(self, name, steps, progress, task)
 
     def before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
-        if not self.rich:
+        if not self.rich or not before | after:
             return
         table = Table(title="held-out prompts", title_justify="left")
         table.add_column("", overflow="fold")
