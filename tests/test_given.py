@@ -1,10 +1,7 @@
 """Rows that are given: packed as padded, on many devices as on one, resumed as undisturbed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import process, records
 from folders import write_folder
 from safetensors.numpy import load_file
 from tiny import SETTINGS, begin_training, tiny_build, train
@@ -143,11 +141,6 @@ def run(folder: Path, *settings: str) -> Path:
     return folder
 
 
-def records(path: Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in lines]
-
-
 def test_a_reference_asked_ahead_teaches_the_same_and_is_no_longer_held(pairs, tmp_path):
     settings = [*GIVEN, *BARE, f"data.train={pairs}", f"data.eval={pairs}", "algorithm=kto"]
     asked = run(tmp_path / "asked", *settings)
@@ -274,15 +267,6 @@ def is_even(rollout):
     return rollout.lengths % 2 == 0
 
 
-def process(folder: Path, *settings: str) -> subprocess.Popen:
-    """The command in a process of its own, on one device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "rljax.launch", *SETTINGS, *settings, f"run_dir={folder}"]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_tunix_2290_killed_in_an_epoch_with_packing_and_mixing_it_ends_as_if_undisturbed(tmp_path):
     rows = addition_demonstrations(70, seed=9)
     lines = [json.dumps(row | {"weight": 0.5}) for row in rows]
@@ -293,15 +277,15 @@ def test_tunix_2290_killed_in_an_epoch_with_packing_and_mixing_it_ends_as_if_und
     )
     settings = [*SFT, mixed, "data.packing=true", "data.max_tokens=40", "data.batch_size=4"]
     settings += ["steps=30", "checkpoint.every_steps=4"]
-    undisturbed = process(tmp_path / "undisturbed", *settings)
+    undisturbed = process(tmp_path / "undisturbed", *SETTINGS, *settings)
     assert undisturbed.wait(timeout=300) == 0, undisturbed.stderr.read()
-    killed = process(tmp_path / "killed", *settings)
+    killed = process(tmp_path / "killed", *SETTINGS, *settings)
     metrics = tmp_path / "killed/metrics.jsonl"
     while killed.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 7):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(timeout=60) == -signal.SIGKILL
-    resumed = process(tmp_path / "killed", *settings)
+    resumed = process(tmp_path / "killed", *SETTINGS, *settings)
     out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, err
     assert '"resume"' in out

@@ -1,10 +1,7 @@
 """The command, as a user meets it: runs, resumes, refuses."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
+from commands import process, records
 from tiny import SETTINGS
 
 from rljax import launch
@@ -26,15 +24,6 @@ RUN += [
 ]
 
 
-def process(run_dir: Path, *settings: str) -> subprocess.Popen:
-    """The command in a process of its own, on one device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "rljax.launch", *RUN, *settings, f"run_dir={run_dir}"]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def final_state(run_dir: Path, step: int = 24) -> dict:
     """Every leaf of the last checkpoint as bytes, by its path."""
     tree = ocp.StandardCheckpointer().restore((run_dir / f"checkpoints/{step}/state").absolute())
@@ -43,16 +32,10 @@ def final_state(run_dir: Path, step: int = 24) -> dict:
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
-def records(path: Path) -> list[dict]:
-    """What was recorded, without what is timed."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in lines]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    run = process(folder)
+    run = process(folder, *RUN)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     return folder, out
@@ -110,14 +93,14 @@ def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
         "in a save": saving,
     }
     for name, reached in moments.items():
-        run = process(tmp_path)
+        run = process(tmp_path, *RUN)
         while not reached() and run.poll() is None:
             time.sleep(0.001)
         run.send_signal(signal.SIGKILL)
         run.communicate()
         assert run.returncode == -signal.SIGKILL, f"it ended before it could be killed {name}"
         assert not (tmp_path / "summary.json").exists()
-    run = process(tmp_path)
+    run = process(tmp_path, *RUN)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert '"event": "resume"' in out
@@ -129,7 +112,7 @@ def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path):
-    run = process(tmp_path, "steps=4000")
+    run = process(tmp_path, *RUN, "steps=4000")
     metrics = tmp_path / "metrics.jsonl"
     while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 4):
         time.sleep(0.01)
@@ -143,7 +126,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
 def test_a_finished_run_is_not_trained_again(undisturbed):
     folder, _ = undisturbed
     before = final_state(folder)
-    run = process(folder)
+    run = process(folder, *RUN)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert '"event": "step"' not in out
@@ -153,14 +136,14 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
 def test_a_checkpoint_of_another_model_is_refused(undisturbed):
     folder, _ = undisturbed
     config = (folder / "config.yaml").read_text()
-    run = process(folder, "models.policy.mlp_width=48")
+    run = process(folder, *RUN, "models.policy.mlp_width=48")
     _, err = run.communicate(timeout=300)
     assert run.returncode == 2
     assert err.count("\n") == 1
     assert "holds a run with another config (models.policy.mlp_width 32 -> 48)" in err
     assert (folder / "config.yaml").read_text() == config
     (folder / "config.yaml").rename(folder / "mislaid.yaml")
-    run = process(folder, "models.policy.mlp_width=48")
+    run = process(folder, *RUN, "models.policy.mlp_width=48")
     _, err = run.communicate(timeout=300)
     (folder / "mislaid.yaml").rename(folder / "config.yaml")
     assert run.returncode == 2
