@@ -8,7 +8,7 @@ from rljax import __version__
 
 USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
-       rljax export RUN --to DIR [--step N] [--role ROLE] [--dtype DTYPE] [--merge]
+       rljax export RUN --to DIR [--step N | --best] [--role ROLE] [--dtype DTYPE] [--merge]
        rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
        rljax doctor MODEL
        rljax --version

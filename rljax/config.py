@@ -1,5 +1,6 @@
 """From YAML and ``key=value`` overrides to a checked configuration."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +79,14 @@ class Evaluation(Section):
     sampling: dict[str, Any] = {}  # over the settings of training
     samples: pydantic.NonNegativeInt = 16  # prompts whose responses are written out
     best: str | None = None  # the figure that says which checkpoint is the best one; it is kept
-    best_is: Literal["max", "min"] = "max"
+    best_is: Literal["max", "min"] | None = None  # null: min for a loss or an nll, else max
     patience: pydantic.PositiveInt | None = None  # evaluations without a better one end the run
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Which values of ``best`` are better."""
+        falls = (self.best or "").split("/")[-1] in ("loss", "nll")
+        return self.best_is or ("min" if falls else "max")
 
 
 class Checkpointing(Section):
@@ -132,6 +139,22 @@ class Config(Section):
         return {name: node for name, node in (self.shaping or {}).items() if node is not None}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as the number that YAML 1.2 says it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text says."""
+    return yaml.load(text, _Loader)
+
+
 def builtin_config(name: str) -> Path:
     """A recipe that comes with rljax: in the package when installed, else in the repository."""
     package = Path(__file__).parent
@@ -170,7 +193,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tree of a YAML file, laid over the one that it extends."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -226,7 +249,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f'cannot read "{override}": overrides are key=value, such as seed=1')
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f'cannot read the value of "{override}"') from error
     *parents, last = path.split(".")

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from rljax.build import Build, abstract_state, build, check_weights
 from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
+from rljax.export import checkpoints_of
 from rljax.host.checkpoint import FROZEN, restore_parts
 from rljax.host.terminal import Terminal
 from rljax.launch import enough_threads, numbered_folder, use_compilation_cache
@@ -56,6 +58,8 @@ def evaluate(
     target: Path, settings: list[str], *, step: int | None, best: bool, out: Path | None
 ) -> None:
     """Evaluates, writes ``figures.json`` and ``samples.jsonl``, and shows the figures."""
+    if not target.exists():
+        raise UserError(f"{target}: neither a config file nor the folder of a run")
     run = target if target.is_dir() else None
     if run is not None and not (run / "config.yaml").exists():
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
@@ -84,10 +88,11 @@ def evaluate(
         if run is None:
             state = _started(built, config, terminal)
         else:
-            kept = run / ("best" if best else "checkpoints")
+            kept = checkpoints_of(run, best=best)
             state = _restored(built, kept, run / "checkpoints", step)
         figures, samples = Evaluator(config, built, compiling)(state)
-    folder = _written(out, int(state.step), figures, samples, built)
+    of = {"of": str(target), "settings": settings, "step": int(state.step)}
+    folder = _written(out, of | figures, samples, built)
     terminal.figures(figures, f"held-out rows, step {int(state.step)}")
     terminal.samples([s for s in samples if not s["greedy"]][:4], "sampled")
     terminal.say("done", f"see {folder}/figures.json and samples.jsonl", figures=figures)
@@ -137,14 +142,12 @@ def _restored(built: Build, folder: Path, frozen: Path, step: int | None) -> Tra
     )
 
 
-def _written(
-    out: Path | None, step: int, figures: dict[str, float], samples: list[dict], built: Build
-) -> Path:
+def _written(out: Path | None, figures: dict[str, Any], samples: list[dict], built: Build) -> Path:
     """Writes the figures, and every response with the prompt as the data has it."""
     try:
         folder = numbered_folder("evals") if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"step": step, **figures}, indent=2)
+        text = json.dumps(figures, indent=2)
         (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
         with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
             for sample in samples:

@@ -10,7 +10,7 @@ import jax
 from rljax import resolve
 from rljax.config import Config, load_config
 from rljax.errors import UserError
-from rljax.host.checkpoint import restore_parts
+from rljax.host.checkpoint import FROZEN, restore_parts
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
 from rljax.models.lora import merge_lora
@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to")
-    parser.add_argument("--step", type=int, help="of the checkpoint; by default the newest")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="of the checkpoint; by default the newest")
+    which.add_argument("--best", action="store_true", help="the best checkpoint")
     parser.add_argument(
         "--role", choices=("policy", "value", "reward"), help="by default what was trained"
     )
@@ -50,7 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export_run(
-    run: Path, *, to: Path, step: int | None, role: str | None, dtype: str | None, merge: bool
+    run: Path,
+    *,
+    to: Path,
+    step: int | None,
+    best: bool = False,
+    role: str | None,
+    dtype: str | None,
+    merge: bool,
 ) -> tuple[str, int]:
     """Exports from a checkpoint of a run; returns the role and the step."""
     path = run / "config.yaml"
@@ -65,7 +74,10 @@ def export_run(
     if role not in networks.roles:
         raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")
     params, frozen = _wanted(networks, role)
-    step, parts = restore_parts(run / "checkpoints", step, {"params": params}, frozen)
+    folder = checkpoints_of(run, best=best)
+    step, parts = restore_parts(
+        folder, step, {"params": params}, frozen, run / "checkpoints" / FROZEN
+    )
     export_role(
         to,
         parts["frozen"] | parts["params"],
@@ -79,6 +91,14 @@ def export_run(
         details=run_details(run, step),
     )
     return role, step
+
+
+def checkpoints_of(run: Path, *, best: bool) -> Path:
+    """Where the checkpoints of a run lie, or its best one."""
+    folder = run / ("best" if best else "checkpoints")
+    if best and not folder.exists():
+        raise UserError(f"--best: {run} kept no best checkpoint; evaluation.best named no figure")
+    return folder
 
 
 def export_role(

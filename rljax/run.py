@@ -17,7 +17,7 @@ import yaml
 from rljax import __version__
 from rljax.ahead import read_reference, write_reference
 from rljax.build import Build, abstract_state
-from rljax.config import Config, resolved
+from rljax.config import Config, read_yaml, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
@@ -45,6 +45,7 @@ SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
     "length": "length_mean",
     "in band": "in_band_ratio",
     "kl": "reference_kl",
+    "divergence": "policy/divergence",
 }
 
 
@@ -124,7 +125,7 @@ class Run:
 
     def _best_step(self) -> int:
         settings = self.config.evaluation
-        best = best_record(self._evaluations(), settings.best, settings.best_is)
+        best = best_record(self._evaluations(), settings.best, settings.direction)
         return 0 if best is None else best["step"]
 
     def _best_checkpoint(self) -> Checkpoints:
@@ -139,7 +140,7 @@ class Run:
         if settings.patience is None:
             return False
         tired = out_of_patience(
-            self._evaluations(), settings.best, settings.best_is, settings.patience
+            self._evaluations(), settings.best, settings.direction, settings.patience
         )
         if tired:
             text = f"no better {settings.best} in {settings.patience} evaluations: stopping early"
@@ -176,16 +177,26 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                check_same_run(
-                    yaml.safe_load(path.read_text(encoding="utf-8")), config, self.folder
-                )
+                check_same_run(read_yaml(path.read_text(encoding="utf-8")), config, self.folder)
             path.write_text(text, encoding="utf-8")
+            self._check_rows()
         except OSError as error:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
         say = self.terminal.say
         say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
         for name, line in describe(self.built, self.config):
             say(name, f"{name:<11} {line}", text=line)
+
+    def _check_rows(self) -> None:
+        """Sees that a resumed run learns from the rows that it began with."""
+        path = self.folder / "data.json"
+        rows = {"train": self.built.train.batches.table.fingerprint}
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != rows:
+            raise UserError(
+                f"{self.folder} was begun with other rows: those of data.train have changed; put "
+                "them back, or use another run_dir"
+            )
+        path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
     def _seconds(self) -> dict[str, float]:
         """Seconds spent on this run, over all its starts."""
@@ -313,7 +324,8 @@ class Run:
         step = last
         if config.evaluation.best is not None:
             step = self._best_step()
-            text = f"the best {config.evaluation.best} was at step {step}: exporting that state"
+            which = {"max": "highest", "min": "lowest"}[config.evaluation.direction]
+            text = f"the {which} {config.evaluation.best} was at step {step}: exporting that state"
             if step != last:
                 kept = self._folder(built.train) / "best"
                 if not (kept / str(step)).exists():
@@ -347,6 +359,8 @@ class Run:
             for record in (evaluations[0], evaluations[-1])
         )
         summary = {"before": before, "after": after, "steps": last, **self._seconds()}
+        if config.evaluation.best is not None:
+            summary["exported_step"] = step
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self.terminal.before_after(before, after)
         shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]

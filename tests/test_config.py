@@ -310,7 +310,7 @@ def test_resolved_writes_out_every_default():
     assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1}
     assert tree["evaluation"] == {
         "prompts": 256, "prompts_at_once": None, "every_steps": 0, "samples_per_prompt": 1,
-        "sampling": {}, "samples": 16, "best": None, "best_is": "max", "patience": None,
+        "sampling": {}, "samples": 16, "best": None, "best_is": None, "patience": None,
     }  # fmt: skip
     assert tree["checkpoint"] == {"every_steps": 20, "keep": 2}
     assert tree["run_dir"] is None
@@ -395,3 +395,23 @@ def test_every_key_of_the_recipe_is_taken():
     built = build(small, CONFIG.parent, jax.devices()[:1])
     assert (built.decoder.layers, built.decoder.width, built.train.steps) == (3, 64, 80)
     assert built.sample.keywords["max_tokens"] == 72
+
+
+def test_a_number_with_an_exponent_is_a_number():
+    """YAML 1.1 reads 1e-4 as text."""
+    for text in ("1e-4", "1.0e-4", "0.0001", "1E-4"):
+        rate = load(f"optimizer.policy.learning_rate={text}").optimizer["policy"]["learning_rate"]
+        assert rate == 1e-4
+        assert isinstance(rate, float)
+    assert load("seed=1_0", "run_dir=1e").run_dir == "1e"
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [("heldout/policy/nll", "min"), ("heldout/loss", "min"), ("accuracy_sampled", "max")],
+)
+def test_less_of_a_loss_is_better(best, expected):
+    settings = load(f"evaluation.best={best}").evaluation
+    assert settings.direction == expected
+    other = load(f"evaluation={{best: {best}, best_is: max}}").evaluation
+    assert other.direction == "max"

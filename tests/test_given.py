@@ -159,6 +159,24 @@ def test_a_reference_asked_ahead_teaches_the_same_and_is_no_longer_held(pairs, t
     assert not (ahead / "checkpoints/frozen").exists()
 
 
+def test_other_rows_than_a_run_began_with_are_refused(tmp_path, pairs, capsys):
+    rows = pairs.read_text().splitlines()
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    settings = [
+        *SETTINGS,
+        *GIVEN,
+        *BARE,
+        f"data.train={tmp_path / 'pairs.jsonl'}",
+        "data.eval=null",
+    ]
+    settings += ["algorithm=simpo", "steps=1", f"run_dir={tmp_path / 'run'}"]
+    assert launch.main(settings) == 0
+    (tmp_path / "pairs.jsonl").write_text("\n".join(reversed(rows)))
+    capsys.readouterr()
+    assert launch.main(settings) == 2
+    assert "was begun with other rows" in capsys.readouterr().err
+
+
 def test_the_best_is_kept_and_exported_and_patience_ends_the_run(tmp_path, capsys):
     settings = [
         *SFT,
@@ -187,6 +205,8 @@ def test_the_best_is_kept_and_exported_and_patience_ends_the_run(tmp_path, capsy
     assert f"| step | {best} |" in (folder / "policy/README.md").read_text()
     assert json.loads((folder / "summary.json").read_text())["steps"] == best + 4
     before = (folder / "policy/model.safetensors").read_bytes()
+    assert export.main([str(folder), "--to", str(tmp_path / "best"), "--best"]) == 0
+    assert (tmp_path / "best/model.safetensors").read_bytes() == before
     run(folder, *settings)  # which is over
     assert (folder / "policy/model.safetensors").read_bytes() == before
     assert {
@@ -209,7 +229,7 @@ def test_a_reward_model_is_a_reward_at_once(pairs, tmp_path, capsys):
     settings += ["optimizer={reward: {learning_rate: 1.0e-2}}", "evaluation.every_steps=4"]
     folder = run(tmp_path / "run", *settings)
     figures = records(folder / "evaluations.jsonl")
-    assert figures[0]["heldout/rewards/accuracies"] == 0.0  # a new head says 0 of everything
+    assert figures[0]["heldout/rewards/accuracies"] == 0.5  # a new head says 0 of everything
     assert figures[-1]["heldout/rewards/accuracies"] > 0.9
     config = json.loads((folder / "reward/config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]

@@ -93,7 +93,7 @@ def test_accuracies_count_the_pairs_in_order():
     swapped = experience.replace(ref_logprobs=REFERENCE.at[0].add(9.0))
     assert float(algorithm.loss(Outputs(LOGPROBS), swapped)[1]["rewards/accuracies"]) == 0.5
     alike = experience.replace(ref_logprobs=LOGPROBS)
-    assert float(algorithm.loss(Outputs(LOGPROBS), alike)[1]["rewards/accuracies"]) == 0.0
+    assert float(algorithm.loss(Outputs(LOGPROBS), alike)[1]["rewards/accuracies"]) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["ipo", "sigmoid_norm"])

@@ -266,7 +266,7 @@ def _reward_metrics(mean: Callable[[Array], Array], chosen: Array, rejected: Arr
         "rewards/chosen": mean(chosen),
         "rewards/rejected": mean(rejected),
         "rewards/margins": mean(chosen - rejected),
-        "rewards/accuracies": mean((chosen > rejected).astype(jnp.float32)),
+        "rewards/accuracies": mean(0.5 * (1.0 + jnp.sign(chosen - rejected))),  # a tie is half
     }
 
 

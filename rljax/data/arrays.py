@@ -1,5 +1,6 @@
 """Columns of data as arrays, over all rows."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -23,6 +24,15 @@ def pad(sequences: Sequence[Sequence[int]], width: int, value: int, *, left: boo
         if len(sequence):
             row[-len(sequence) if left else 0 : None if left else len(sequence)] = sequence
     return array
+
+
+def fingerprint_of(*arrays: np.ndarray) -> str:
+    """A hash of arrays, by which to tell whether they are the same."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def column(sources: Sequence[Rows], name: str, tokenizer) -> np.ndarray | None:

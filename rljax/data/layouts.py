@@ -1,5 +1,6 @@
 """From the columns that people have to those that a layout needs."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -201,10 +202,21 @@ FORMS: dict[Layout, tuple[_Form, ...]] = {
 def _form(rows: Rows, layout: Layout, there: set[str]) -> _Form:
     form = next((form for form in FORMS[layout] if there.issuperset(form.needs)), None)
     if form is None:
+        near = max(FORMS[layout], key=lambda form: len(there & set(form.needs)))
+        lacking = next(name for name in near.needs if name not in there)
+        close = difflib.get_close_matches(lacking, there, n=1)
+        others = [
+            name
+            for name, forms in FORMS.items()
+            if name != "prompts" and any(there.issuperset(form.needs) for form in forms)
+        ]
         needed = "; or ".join(", ".join(form.needs) for form in FORMS[layout])
+        hint = f"name it, such as data.columns={{{lacking}: {close[0] if close else 'its_name'}}}"
+        if others and not close:
+            hint = f"these are {' or '.join(others)}, which other algorithms learn from"
         raise UserError(
-            f"{rows.name}: {layout} need the columns {needed}; there are {', '.join(sorted(there))}"
-            f". Name them, such as data.columns={{{FORMS[layout][0].needs[0]}: the_name_here}}"
+            f"{rows.name}: {layout} need the columns {needed}; there is no "
+            f'"{lacking}" among {", ".join(sorted(there))}; {hint}'
         )
     return form
 

@@ -69,13 +69,16 @@ class PackedTable:
             self.parts.append(len(self.packs) + np.arange(len(new)))
             self.packs += new
         share = table.lengths.sum() / (len(self.packs) * width)
-        self.note = (
-            f"{len(table):,} sequences in {len(self.packs):,} packs of {width:,} tokens, "
-            f"{share:.0%} full"
-        ).replace("%", " %")
+        packs = f"{len(self.packs):,} packs of {width:,} tokens, {100 * share:.0f} % full"
+        self.note = f"{table.note}, in {packs}"
 
     def __len__(self) -> int:
         return len(self.packs)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is learned from, in its order."""
+        return self.table.fingerprint
 
     @property
     def longest(self) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from rljax.data.arrays import fingerprint_of
 from rljax.types import Experience
 
 FILLER = -1  # in place of an item: a row that nothing is learned from
@@ -67,6 +68,12 @@ class SequenceTable:
 
     def __len__(self) -> int:
         return len(self.lengths) // self.together
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is learned from, in its order."""
+        arrays = [self.lengths, self._tokens, self._weights, self._desirable, self._margin]
+        return fingerprint_of(*(array for array in arrays if array is not None))
 
     @property
     def is_plain(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax.data.arrays import column, pad
+from rljax.data.arrays import column, fingerprint_of, pad
 from rljax.data.chat import (
     NO_KEYWORDS,
     Answered,
@@ -66,6 +66,11 @@ class PromptTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the prompts and of what the rewards read, in their order."""
+        return fingerprint_of(self.tokens, self.mask, *self.extras.values())
 
     def take(self, items: Several[int] | np.ndarray) -> Prompts:
         index = np.asarray(items)
@@ -157,6 +162,7 @@ def labelled_table(
         sequences = [_sequence(row, limits.max_tokens) for row in crossed]
         others = SequenceTable(sequences, pad_id=tokenizer.pad_token_id, name=kept.name)
     labels = [row["label"] for row in kept.rows]
+    kept = kept._replace(note=f"{kept.note}, {sum(labels):,} of them desirable")
     return _table(kept, tokenizer, desirable=labels, mismatched=others)
 
 

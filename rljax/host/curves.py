@@ -88,6 +88,9 @@ def draw_curves(
     figure, grid = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
     for axes, panel in zip(grid.flat, panels, strict=True):
         _draw(axes, panel, records, evaluations)
+        if not axes.has_data():
+            axes.set_visible(False)
+            continue
         if panel is LENGTH:
             if max_tokens is not None:
                 axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, label="band")

