@@ -53,7 +53,10 @@ GIVEN = (  # of a run on rows that are given
             ("reward/loss", "training", BLUE),
             ("policy/nll", "nats per token", ORANGE),
         ),
-        (("heldout/loss", "held out", BLUE),),
+        (
+            ("heldout/loss", "held out", BLUE),
+            ("heldout/policy/nll", "held out, nats per token", ORANGE),
+        ),
     ),
     Panel(
         "accuracy",
@@ -84,13 +87,20 @@ def draw_curves(
 ) -> None:
     """Writes a PNG of the training records (lines) and the held-out evaluations (points)."""
     sampled = any("reward_mean" in record for record in records)
-    panels = SAMPLING if sampled or not records else GIVEN
-    figure, grid = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
-    for axes, panel in zip(grid.flat, panels, strict=True):
+    panels = [
+        panel
+        for panel in (SAMPLING if sampled or not records else GIVEN)
+        if _told(panel.lines, records) or _told(panel.points, evaluations)
+    ]
+    columns = min(len(panels), 2) or 1
+    rows = -(-len(panels) // columns) or 1
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(5 * columns, 0.4 + 3.05 * rows), squeeze=False
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
         _draw(axes, panel, records, evaluations)
-        if not axes.has_data():
-            axes.set_visible(False)
-            continue
         if panel is LENGTH:
             if max_tokens is not None:
                 axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, label="band")
@@ -98,16 +108,18 @@ def draw_curves(
         if panel.title == "accuracy":
             axes.set_ylim(-0.03, 1.03)
         axes.set_title(panel.title)
-        axes.grid(alpha=0.25)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[1]:
         axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _told(figures, records) -> bool:
+    return any(name in record for name, _, _ in figures for record in records)
 
 
 def _draw(axes, panel: Panel, records, evaluations) -> None:
