@@ -83,7 +83,8 @@ def _json(path: Path) -> Rows:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return _rows_of_lines(path, text)
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+        said = f"{error.msg}, column {error.colno}"
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {said}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
     if isinstance(tree, _Repeated):
@@ -119,7 +120,8 @@ def _parsed(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from error
+        said = f"{error.msg}, column {error.colno}"
+        raise UserError(f"{path}:{number}: not valid JSON: {said}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets
         raise UserError(f"{path}:{number}: cannot be read as JSON: {one_line(error)}") from error
 
