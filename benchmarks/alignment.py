@@ -10,7 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from benchmarks.compare import run_once, spread
+from benchmarks.compare import COLUMNS, run_once, spread
 from rljax import eval as evaluation
 
 SAMPLE = [
@@ -25,12 +25,6 @@ STAGES = {
     "reward_model": ("reward_model.yaml", []),
     "ppo_reward_model": ("ppo_reward_model.yaml", []),
     "distill": ("distill.yaml", []),
-}
-COLUMNS = {
-    "accuracy_greedy": "{:.3f}",
-    "accuracy_sampled": "{:.3f}",
-    "length_mean": "{:.1f}",
-    "in_band_ratio": "{:.3f}",
 }
 
 

@@ -12,6 +12,12 @@ from rljax.config import load_config, resolved
 from rljax.run import check_same_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+COLUMNS = {  # of a table of runs: a held-out figure, and how it is shown
+    "accuracy_greedy": "{:.3f}",
+    "accuracy_sampled": "{:.3f}",
+    "length_mean": "{:.1f}",
+    "in_band_ratio": "{:.3f}",
+}
 
 
 def final_figures(root: Path, name: str, config: str, settings: list[str], seed: int) -> dict:

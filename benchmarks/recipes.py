@@ -7,15 +7,8 @@ was stopped.
 import argparse
 from pathlib import Path
 
-from benchmarks.compare import CONFIGS, final_figures, spread
+from benchmarks.compare import COLUMNS, CONFIGS, final_figures, spread
 from rljax.config import load_config
-
-COLUMNS = {
-    "accuracy_greedy": "{:.3f}",
-    "accuracy_sampled": "{:.3f}",
-    "length_mean": "{:.1f}",
-    "in_band_ratio": "{:.3f}",
-}
 
 
 def main() -> None:

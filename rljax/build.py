@@ -1,22 +1,20 @@
 """From a configuration to the functions of a run."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from rljax import algorithms, resolve
 from rljax.config import Config
-from rljax.data import PromptTable, SequenceTable, bucketed_batches, make_batches
+from rljax.data import PromptTable, bucketed_batches, make_batches
 from rljax.errors import UserError
+from rljax.heldout import Answering, Measuring
 from rljax.host.between import Between
 from rljax.host.pool import RewardPool
-from rljax.host.weights import Weights
 from rljax.losses import make_correction
 from rljax.models import DecoderConfig
 from rljax.objective import (
@@ -38,7 +36,6 @@ from rljax.phases import (
     make_optimizers,
     split_ahead,
     steps_of,
-    with_columns,
 )
 from rljax.roles import Networks, Trees
 from rljax.sampling import make_sampler
@@ -57,52 +54,16 @@ from rljax.train import (
     make_update,
     without_yardsticks,
 )
-from rljax.train.collect import Draw, Judged, ScoreRollout
-from rljax.train.given import Measure
+from rljax.train.collect import Judged, ScoreRollout
 from rljax.train.update import check_rows
 from rljax.types import (
     ROW,
     UNSEEN,
     Algorithm,
-    Experience,
-    Prompts,
     Rollout,
     TrainState,
     Transform,
 )
-
-
-class Answering(NamedTuple):
-    """Held-out prompts, and the functions that answer and judge them."""
-
-    table: PromptTable
-    prompts: int  # of the table, the first ones
-    at_once: int  # a multiple of the mesh's row shards
-    samples: int  # to a prompt, beside the greedy response
-    draw: Draw
-    between: Between
-    judge: Callable[[TrainState, Rollout], Judged]
-    shaped: bool  # shaping tells of a response by itself, whatever its group
-
-    def chunks(self) -> list[Prompts]:
-        """The prompts, ``at_once`` of them each; the last one is filled up with the first."""
-        at = np.arange(-(-self.prompts // self.at_once) * self.at_once)
-        filled = np.where(at < self.prompts, at, 0)
-        return [self.table.take(part) for part in filled.reshape(-1, self.at_once)]
-
-
-class Measuring(NamedTuple):
-    """Held-out rows, and the function that measures their loss."""
-
-    table: SequenceTable
-    at_once: int  # items: rows or pairs
-    measure: Measure
-
-    def items(self) -> list[np.ndarray]:
-        """The items of each batch, filled up with none (−1)."""
-        count = len(self.table)
-        at = np.arange(-(-count // self.at_once) * self.at_once)
-        return list(np.where(at < count, at, -1).reshape(-1, self.at_once))
 
 
 class Build(NamedTuple):
@@ -424,51 +385,6 @@ def _answering(parts: Parts, sample: Callable[..., Rollout]) -> Answering:
         judge=judge_heldout,
         shaped=not shaper.needs_groups,
     )
-
-
-def abstract_state(built: Build, phase: Phase) -> TrainState:
-    """The shapes of the state that a phase begins with."""
-    starts = {name: start.abstract for name, start in built.networks.starts.items()}
-    return jax.eval_shape(phase.begin, starts)
-
-
-def first_batch(built: Build) -> Prompts | Experience:
-    """A batch as the step sees it, for its shapes."""
-    batch = built.train.batches[0]
-    return batch if built.ahead is None else with_columns(batch)
-
-
-def check_weights(built: Build) -> None:
-    """Sees that every folder has the tensors that its config says, without reading them."""
-    for start in built.networks.starts.values():
-        if start.source.folder is not None:
-            with contextlib.closing(Weights(start.source.folder)) as weights:
-                weights.check(start.tensors())
-
-
-def check_step(built: Build) -> None:
-    """Traces a step and an evaluation on shapes alone, so that a faulty reward or shaping stage is
-    found before anything runs."""
-    state, key = abstract_state(built, built.train), jax.random.key(0)
-    step, batch = built.train.train_step, first_batch(built)
-    drawn = jax.eval_shape(step.draw_step, state, batch)
-    after, metrics = jax.eval_shape(step.learn, state, built.train.between.abstract(drawn))
-    if built.answering is not None:
-        answering = built.answering
-        drawn = jax.eval_shape(answering.draw, state, answering.chunks()[0], key)
-        jax.eval_shape(answering.judge, state, answering.between.abstract(drawn))
-    for (path, old), new in zip(
-        jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
-    ):
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(
-                f"shaping: the state {name} starts as {old.dtype}{list(old.shape)} and is "
-                f"{new.dtype}{list(new.shape)} after a step; it must keep its shape and type"
-            )
-    for name, metric in metrics.items():
-        if metric.shape:
-            raise UserError(f'the metric "{name}" must be one number, has shape {metric.shape}')
 
 
 def _warm_start(config, config_dir, networks: Networks, context, mesh, eos_ids) -> Phase | None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from rljax.build import Build, abstract_state
+from rljax.build import Build
+from rljax.checks import abstract_state
 from rljax.config import Config
 from rljax.sharding import bytes_per_device, row_shards
 from rljax.train import state_shardings

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rljax.build import Build, abstract_state, build, check_weights
+from rljax.build import Build, build
+from rljax.checks import abstract_state, check_weights
 from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator

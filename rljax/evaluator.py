@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from rljax.build import Answering, Build, Measuring
+from rljax.build import Build
 from rljax.config import Config
+from rljax.heldout import Answering, Measuring
 from rljax.host.evaluation import Evaluated, join, summarise
 from rljax.host.loop import check_finite, to_host
 from rljax.sharding import row_sharding

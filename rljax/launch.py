@@ -19,7 +19,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absen
 import jax
 import yaml
 
-from rljax.build import build, check_step, check_weights
+from rljax.build import build
+from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError

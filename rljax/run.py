@@ -16,7 +16,8 @@ import yaml
 
 from rljax import __version__
 from rljax.ahead import read_reference, write_reference
-from rljax.build import Build, abstract_state
+from rljax.build import Build
+from rljax.checks import abstract_state
 from rljax.config import Config, read_yaml, resolved
 from rljax.describe import describe
 from rljax.errors import UserError

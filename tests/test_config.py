@@ -7,7 +7,8 @@ import pytest
 import yaml
 from tiny import CONFIG, tiny_build
 
-from rljax.build import abstract_state, build
+from rljax.build import build
+from rljax.checks import abstract_state
 from rljax.config import apply_override, builtin_config, load_config, resolved
 from rljax.errors import UserError
 

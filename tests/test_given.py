@@ -17,7 +17,8 @@ from tiny import SETTINGS, begin_training, tiny_build, train
 
 from rljax import algorithms, export, launch
 from rljax import eval as evaluation
-from rljax.build import abstract_state, build, first_batch
+from rljax.build import build
+from rljax.checks import abstract_state, first_batch
 from rljax.config import load_config
 from rljax.data import Limits, PackedTable, Rows, demonstration_table
 from rljax.errors import UserError

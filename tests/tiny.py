@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jax
 
-from rljax.build import Build, abstract_state, build
+from rljax.build import Build, build
+from rljax.checks import abstract_state
 from rljax.config import load_config
 from rljax.host.loop import CompiledStep
 from rljax.train import place, state_shardings

@@ -48,11 +48,6 @@ class Batches:
             raise ValueError(f"{len(table)} items in the place of {len(self.table)}")
         return dataclasses.replace(self, table=table)
 
-    @property
-    def epoch_items(self) -> int:
-        """How many items there are."""
-        return len(self.table)
-
     def _take(self, items: np.ndarray, which: slice = slice(None)) -> Prompts | Experience:
         if self.widths is None:
             return self.table.take(items[which])

@@ -11,7 +11,6 @@ from rljax.train.evaluate import make_draw_heldout
 from rljax.train.forward import make_forward, make_score_forward
 from rljax.train.given import (
     draw_given,
-    given_logprobs,
     make_appraise_given,
     make_measure,
     with_reference,
@@ -26,7 +25,6 @@ __all__ = [
     "TrainStep",
     "adamw",
     "draw_given",
-    "given_logprobs",
     "init_state",
     "make_appraise",
     "make_appraise_given",

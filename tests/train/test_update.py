@@ -323,3 +323,31 @@ def test_rows_that_do_divide_pass_and_a_step_of_others_is_refused():
 def test_a_count_of_zero_is_refused(name):
     with pytest.raises(UserError, match="must be at least 1"):
         learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}, **{name: 0})
+
+
+def test_rows_that_belong_together_stay_so_in_their_order():
+    """The two of a pair, through shuffling, minibatches and micro-batches; the pairs are shuffled."""
+
+    def forward(params, batch):
+        return Outputs(params["policy"][batch.tokens], jnp.zeros(batch.tokens.shape))
+
+    def loss(outputs, batch):
+        first, second = batch.tokens[::2, 0], batch.tokens[1::2, 0]
+        paired = (second == first + 1) & (first % 2 == 0)
+        metrics = {"paired": paired.sum(), "first": jnp.float32(first[0])}
+        return jnp.sum(batch.loss_weights * outputs.logprobs), metrics
+
+    optimizers = {"policy": optax.sgd(1.0)}
+    state = init_state(
+        key=jax.random.key(9), params={"policy": jnp.zeros(16)}, optimizers=optimizers
+    )
+    tokens = jnp.arange(16)[:, None]
+    mask = jnp.ones(tokens.shape, bool)
+    weigh = make_weigh("token-mean")
+    update = make_update(
+        forward, loss, weigh, optimizers, None, 2, epochs=2, minibatches=2, microbatches=2
+    )
+    experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
+    _, metrics = jax.jit(update)(state, experience, jax.random.key(0))
+    assert float(metrics["paired"]) == 4  # of each minibatch
+    assert float(metrics["first"]) != (0 + 4 + 8 + 12) / 2  # which unshuffled ones would have
