@@ -326,7 +326,7 @@ def test_a_count_of_zero_is_refused(name):
 
 
 def test_rows_that_belong_together_stay_so_in_their_order():
-    """The two of a pair, through shuffling, minibatches and micro-batches; the pairs are shuffled."""
+    """The two of a pair, through minibatches and micro-batches, while the pairs are shuffled."""
 
     def forward(params, batch):
         return Outputs(params["policy"][batch.tokens], jnp.zeros(batch.tokens.shape))
