@@ -28,6 +28,8 @@ from rljax.objective import (
 from rljax.phases import (
     Ahead,
     Phase,
+    check_columns,
+    check_mesh,
     check_shards,
     forward_of,
     learning_from_given,
@@ -137,6 +139,7 @@ def build(
     shaper = make_shaper(config, algorithm, context)
     check_groups(config, algorithm, shaper)
     networks = networks_of(config, context, algorithm, shaper)
+    check_mesh(mesh, networks)
     ahead = None
     if config.data.reference_ahead:
         if not algorithm.needs_reference:
@@ -245,6 +248,7 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
     rows = config.data.prompts_per_step * group_size
     check_shards("data.prompts_per_step", config.data.prompts_per_step, parts.mesh)
     check_rows(rows, update["minibatches"], update["microbatches"], row_shards(parts.mesh))
+    check_columns(config.data.max_prompt_tokens + config.sampling["max_tokens"], parts.mesh)
 
     draw = make_draw(roles, sample, yardstick=algorithm.needs_greedy)
     if algorithm.refill_rounds > 1:
