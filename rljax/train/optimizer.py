@@ -28,8 +28,8 @@ def adamw(
 
     The rate rises from 0 over ``warmup_steps`` train steps; unless it is constant, it then falls to
     ``final_fraction`` of its peak, by default a tenth, at ``total_steps``. Steps are train steps,
-    of ``updates_per_step`` optimizer updates each. ``mu_dtype`` is the first moment's; the second's is
-    float32, whose small steps bfloat16 would lose.
+    of ``updates_per_step`` optimizer updates each. ``mu_dtype`` is of the first moment; the second
+    is in float32, as bfloat16 would lose its small steps.
     """
     if schedule == "constant" and final_fraction is not None:
         raise UserError("adamw: final_fraction is of a falling schedule; this one is constant")
