@@ -199,6 +199,15 @@ def test_adapters_of_the_value_lie_over_the_reference_where_that_is_the_policy(f
     assert own.networks.roles["value"].trees == ("value_base", "value")
 
 
+def test_how_a_decoder_runs_is_said_beside_it(folders):
+    options = "models.policy={fn: %s, attention: plain, vocab_at_once: 7}"
+    built = build(folders, options % folders["policy"])
+    for role in ("policy", "value", "reference"):
+        decoder = built.networks.sources[role].architecture.decoder
+        assert (decoder.attention, decoder.vocab_at_once) == ("plain", 7)
+        assert (built.networks.roles[role].model.head_parts is None) == (role == "value")
+
+
 def test_a_base_may_be_bfloat16_and_adapters_are_not(folders):
     built = build(folders, LORA, "models.policy.param_dtype=bfloat16")
     (state, metrics) = train(built, steps=1)
@@ -232,7 +241,7 @@ def test_a_value_head_on_the_shared_trunk(folders):
 )
 def test_experts_train_on_eight_devices_as_on_one(folders, settings):
     one = train(build(folders, *settings, policy="experts"))
-    mesh = "mesh={data: 2, fsdp: 2, tensor: 2}"
+    mesh = "mesh={data: 1, fsdp: 2, expert: 2, tensor: 2}"
     eight = train(build(folders, *settings, mesh, policy="experts", devices=8))
     for name in ("policy/loss", "value/loss", "reward_mean", "length_mean"):
         np.testing.assert_allclose(one[1][name], eight[1][name], rtol=1e-4, atol=2e-6)
@@ -318,6 +327,18 @@ def refused(capsys, *settings: str) -> str:
         (["models.policy={policy}", "models.policy.lora.ranks=2"], 'did you mean "rank"?'),
         (["models.policy={policy}", "models.policy.remat=all"], "models.policy.remat"),
         (["models.policy={policy}", "models.policy.param_dtype=bfloat16"], "trained is float32"),
+        (["models.policy={policy}", "models.policy.offload=true"], "stays on the devices"),
+        (
+            ["models.policy={policy}", "models.reference={{fn: policy, offload: 1}}"],
+            "models.reference.offload: true or false, got 1",
+        ),
+        (["models.policy={policy}", "models.policy.attention=fast"], "auto or plain, got 'fast'"),
+        (["models.policy={policy}", "models.policy.vocab_at_once=0"], "above 0 is needed, got 0"),
+        (["models.policy={policy}", "mesh={{data: 1, expert: 8}}"], "no model has experts"),
+        (
+            ["models.policy={policy}", "mesh={{data: 1, sequence: 8}}", "sampling.max_tokens=9"],
+            "columns do not divide over mesh.sequence=8; ",
+        ),
         (["models.policy={policy}", "models.value={foreign}"], "is not the policy's"),
         (["models.policy={policy}", "tokenizer={foreign}"], "tokenizer: it is not that of models"),
         (

@@ -131,3 +131,13 @@ def test_a_run_that_is_all_warmup_stays_finite(schedule):
 def test_numbers_that_make_no_sense_are_refused(keywords, got):
     with pytest.raises(UserError, match=f"0 <= warmup_steps <= steps; {got}$"):
         make(**keywords)
+
+
+def test_the_first_moment_may_be_bfloat16():
+    exact, rounded = make(), make(mu_dtype="bfloat16")
+    moments = rounded.init(jnp.zeros(2))[1][0]
+    assert (moments.mu.dtype, moments.nu.dtype) == (jnp.bfloat16, jnp.float32)
+    gradients = [(1.0, -0.3), (0.5, 0.7), (-0.2, 0.1)]
+    one, other = moves(exact, gradients), moves(rounded, gradients)
+    np.testing.assert_allclose(other, one, rtol=0, atol=PEAK * 2**-7)  # bfloat16 has 8 bits
+    assert (other != one).any()
