@@ -28,7 +28,7 @@ setup() {
   if (($#)); then mount_bucket "$1"; fi
   python3 -m pip install --quiet --user uv # the images' own Python is older than rljax needs
   [[ -x $venv/bin/python ]] || "$HOME/.local/bin/uv" venv --quiet --python 3.12 "$venv"
-  "$HOME/.local/bin/uv" pip install --quiet --python "$venv/bin/python" -e "$checkout[tpu]"
+  "$HOME/.local/bin/uv" pip install --quiet --python "$venv/bin/python" -e "${checkout}[tpu]"
 }
 
 # Other hosts must see a file at once, so nothing is cached; and Orbax renames folders, which a
@@ -52,7 +52,7 @@ mount_bucket() {
 
 running() {
   mkdir -p "$state"
-  ! flock --nonblock "$state/lock" true
+  ! flock --shared --nonblock "$state/lock" true
 }
 
 start() {
@@ -61,7 +61,7 @@ start() {
     return
   fi
   rm -f "$state/code"
-  nohup setsid flock --nonblock --close "$state/lock" "$checkout/launch/tpu_worker.sh" loop "$@" \
+  nohup setsid flock --wait 5 --close "$state/lock" "$checkout/launch/tpu_worker.sh" loop "$@" \
     >>"$state/log" 2>&1 </dev/null &
   echo "worker $(hostname) started"
 }
@@ -111,17 +111,10 @@ stop() {
   status
 }
 
-command=${1:-}
-shift || usage
-case $command in
-  setup) (($# <= 1)) || usage ;;
-  start) (($#)) || usage ;;
-  loop) ;;
-  status | stop) (($# == 0)) || usage ;;
-  log)
-    (($# == 0)) || usage
-    exec tail -n 200 -F "$state/log"
-    ;;
+case ${1:-}/$# in
+  setup/[12] | status/1 | stop/1) "$@" ;;
+  start/1 | loop/1) usage ;;
+  start/* | loop/*) "$@" ;;
+  log/1) exec tail -n 200 -F "$state/log" ;;
   *) usage ;;
 esac
-"$command" "$@"
