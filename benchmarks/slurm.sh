@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Shows that launch/slurm.sbatch does what it says, under a Slurm of its own on this machine: munged,
-# slurmctld and slurmd over loopback, and every run one job of TASKS tasks (default 2) on one node.
+# Shows that launch/slurm.sbatch does what it says, under a Slurm of its own on this machine:
+# munged, slurmctld and slurmd over loopback. Every run is a job of TASKS tasks (default 2).
 #
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge     # Debian
 #   benchmarks/slurm.sh              # a table of runs; exit code 1 if one is not as expected
 #   TASKS=1 benchmarks/slurm.sh
 #
-# Needs: root, as in a container (no systemd), and the environment that holds rljax active. It leaves
-# its folder, with the logs, only where something is not as expected.
+# Needs: root, as in a container (no systemd), and the environment that holds rljax active. Its
+# folder, with the logs, stays only where something is not as expected.
 
 set -uo pipefail
 
@@ -82,7 +82,7 @@ field() {
 }
 
 steps_of() {
-  if [[ -e $folder/$1/metrics.jsonl ]]; then grep -c '"step"' "$folder/$1/metrics.jsonl"; else echo 0; fi
+  cat "$folder/$1/metrics.jsonl" 2>/dev/null | grep -c '"step"'
 }
 
 # Waits up to five minutes until a command succeeds.
@@ -103,20 +103,23 @@ hurry() {
   await is "$1" PENDING && sleep 5 && scontrol update JobId="$1" StartTime=now
 }
 
-# Prints a line of the table: what happened, and how the job ended, against what was expected.
+row() { printf '%-34s %-10s %-10s %-9s %-6s %s\n' "$@"; }
+
+# Prints a row of the table: what happened, and how the job ended, against what was expected.
 report() {
-  local what=$1 run=$2 job=$3 expected=$4 got
+  local what=$1 run=$2 job=$3 expected=$4 got as_expected
   await is "$job" 'COMPLETED|FAILED|CANCELLED|TIMEOUT'
   got="$(field "$job" JobState) $(field "$job" ExitCode) $(field "$job" Restarts)"
-  [[ $got == "$expected" ]] || failed=yes
-  printf '%-34s %-10s %-10s %-9s %-6s %s\n' "$what" "${got%% *}" "$(cut -d' ' -f2 <<<"$got")" \
-    "${got##* }" "$(steps_of "$run")" "$([[ $got == "$expected" ]] && echo yes || echo "no: $expected")"
+  as_expected=yes
+  [[ $got == "$expected" ]] || as_expected="no: $expected" failed=yes
+  # shellcheck disable=SC2086 # the three words of what was got
+  row "$what" $got "$(steps_of "$run")" "$as_expected"
 }
 
 trap 'stop_slurm 2>/dev/null' EXIT
 start_slurm 2>"$folder/daemons.log" || exit 1
 failed=
-printf '%-34s %-10s %-10s %-9s %-6s %s\n' run state exit-code restarts steps as-expected
+row run state exit-code restarts steps as-expected
 
 job=$(submit undisturbed steps=2)
 report "undisturbed" undisturbed "$job" "COMPLETED 0:0 0"

@@ -4,12 +4,14 @@
 #
 #   launch/local_processes.sh 2 4 -- python -m rljax.launch run_dir=runs/two mesh.fsdp=8
 #
-# is 2 processes with 4 devices each (default 1). Needs bash and the environment that holds rljax.
+# is 2 processes with 4 devices each (default 1).
 #
-# The output of processes other than 0 has their number in front. Ctrl-C and SIGTERM go to all, once.
-# It ends when all have ended, with the highest of their exit codes, so that 75 says: start it again.
-# When one fails, the others have GRACE_SECONDS (default 60) to end, and are then killed; at once
-# where the command cannot be run.
+# Needs: the environment that holds rljax active.
+#
+# The output of processes other than 0 has their number in front. Ctrl-C and SIGTERM go to all of
+# them, once. The script ends when all have ended, with the highest of their exit codes: after 75
+# the same command goes on. When one fails, the others have GRACE_SECONDS (default 60) to end, and
+# are then killed; at once where the command cannot be run.
 
 set -uo pipefail
 
@@ -37,7 +39,7 @@ for flag in ${XLA_FLAGS:-}; do
   [[ $flag == --xla_force_host_platform_device_count=* ]] || flags+="$flag "
 done
 export XLA_FLAGS="$flags--xla_force_host_platform_device_count=$devices"
-export NPROC=${NPROC:-$((2 * devices))} # fewer threads than devices can wait for each other for ever
+export NPROC=${NPROC:-$((2 * devices))} # with too few threads, devices can wait for ever
 export JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes
 
 # Runs a command, with a number in front of each line of its output.

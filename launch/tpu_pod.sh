@@ -101,7 +101,7 @@ check_arguments() {
     [[ $argument != run_dir=* ]] || run_dir=${argument#run_dir=}
   done
   case $run_dir in
-    '') fail "$command needs -- [CONFIG] key=value ... with run_dir=, a folder that every host sees" ;;
+    '') fail "$command needs -- [CONFIG] key=value ... run_dir=FOLDER, which every host sees" ;;
     gs://*) fail "run_dir is a folder: give --bucket BUCKET, and run_dir=/mnt/BUCKET/..." ;;
     /*) ;;
     *) fail "run_dir must be the whole path of a folder that every host sees; got '$run_dir'" ;;
@@ -179,7 +179,8 @@ setup() {
       tar -czf "$archive" --null -T -
   ) && tpus tpu-vm scp "$archive" "$name:rljax.tar.gz" --worker=all \
     ${ssh_flags[@]+"${ssh_flags[@]}"} &&
-    on_workers all "mkdir -p rljax && tar -xzf rljax.tar.gz -C rljax && rljax/launch/tpu_worker.sh setup $bucket"
+    on_workers all "mkdir -p rljax && tar -xzf rljax.tar.gz -C rljax" &&
+    on_workers all "rljax/launch/tpu_worker.sh setup $bucket"
   local code=$?
   rm "$archive"
   return "$code"
@@ -226,7 +227,7 @@ watch() {
         stop
         return "$ended"
       fi
-    elif [[ $queued =~ ^(ABSENT|SUSPENDED|FAILED)$ || $node =~ ^(ABSENT|PREEMPTED|TERMINATED)$ ]]; then
+    elif [[ $queued/$node =~ ^(ABSENT|SUSPENDED|FAILED)/|/(ABSENT|PREEMPTED|TERMINATED)$ ]]; then
       say "$name was preempted or deleted: asking for it anew"
       delete && create && setup && run
     else

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh runs on each host of a TPU pod, out of its copy of your checkout in ~/rljax.
+# What launch/tpu_pod.sh runs on each host of a TPU pod, in its copy of your checkout, ~/rljax.
 #
 #   ~/rljax/launch/tpu_worker.sh setup [BUCKET]                install; mount BUCKET at /mnt/BUCKET
 #   ~/rljax/launch/tpu_worker.sh start [CONFIG] key=value ...  train, in the background
@@ -7,9 +7,9 @@
 #
 # Needs: Ubuntu with pip and flock, as the images of TPU VMs are, and sudo to install gcsfuse.
 #
-# A run that saved and stopped, lost another host (exit code 75), or was killed is started again, and
-# resumes; at most MAX_RESTARTS times (default 100). Other exit codes end it. Every subcommand may be
-# given again: a run under way is left alone.
+# A run that saved and stopped, lost another host (exit code 75), or was killed is started again,
+# and resumes; at most MAX_RESTARTS times (default 100). Other exit codes end it. Every subcommand
+# may be given again: a run under way is left alone.
 
 set -uo pipefail
 
@@ -35,11 +35,12 @@ setup() {
 # bucket without hierarchical namespace does file by file.
 mount_bucket() {
   local folder=/mnt/$1 source=https://packages.cloud.google.com/apt
+  local key=/usr/share/keyrings/cloud.google.asc
   if mountpoint --quiet "$folder"; then return; fi
   if ! command -v gcsfuse >/dev/null; then
     curl --fail --silent --show-error "$source/doc/apt-key.gpg" |
-      sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
-    echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] $source gcsfuse-$(lsb_release -cs) main" |
+      sudo tee "$key" >/dev/null
+    echo "deb [signed-by=$key] $source gcsfuse-$(lsb_release -cs) main" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
     sudo apt-get -o DPkg::Lock::Timeout=300 --quiet update
     sudo apt-get -o DPkg::Lock::Timeout=300 --quiet --yes install gcsfuse

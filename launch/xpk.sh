@@ -12,9 +12,9 @@
 #     --mount-options=implicit-dirs,rename-dir-limit=100000,metadata-cache-ttl-secs=0
 #
 # Options: --slices N (default 1); --storage NAME, as attached; --zone, --project; --restarts N
-# (default 100): a slice that saved before it was preempted, or lost a host, starts again and resumes,
-# while what you can put right, exit code 2, ends the workload; --image IMAGE, with rljax[tpu] and
-# your configs in its working directory. Without one, xpk builds an image of this checkout, and every
+# (default 100): what saved before it was preempted, or lost a host, starts again and resumes, while
+# what you can put right, exit code 2, ends the workload; --image IMAGE, with rljax[tpu] and your
+# configs in its working directory. Without one, xpk builds an image of this checkout, and every
 # start installs it. --dry-run: print the command of xpk.
 #
 # A workload of the same name is left alone, so the command may be given again. Its log is in the
