@@ -72,8 +72,10 @@ submit() {
   local run=$1
   shift
   sbatch --parsable --chdir="$folder" --ntasks-per-node="$tasks" "$checkout/launch/slurm.sbatch" \
-    "$checkout/configs/addition.yaml" warm_start.steps=2 data.prompts_per_step=8 \
-    warm_start.batch_size=8 evaluation=null checkpoint.every_steps=1 run_dir="$folder/$run" "$@"
+    "$checkout/configs/addition.yaml" "models.policy={fn: llama, layers: 1, width: 16, heads: 1}" \
+    warm_start.steps=2 warm_start.buckets=1 warm_start.optimizer.warmup_steps=0 \
+    data.prompts_per_step=8 evaluation.prompts=8 checkpoint.every_steps=1 \
+    run_dir="$folder/$run" "$@"
 }
 
 # One field of a job.
@@ -85,17 +87,23 @@ steps_of() {
   cat "$folder/$1/metrics.jsonl" 2>/dev/null | grep -c '"step"'
 }
 
-# Waits up to five minutes until a command succeeds.
+# Waits up to ten minutes until a command succeeds.
 await() {
-  local deadline=$((SECONDS + 300))
+  local deadline=$((SECONDS + 600))
   until "$@"; do
     ((SECONDS < deadline)) || return 1
     sleep 0.5
   done
 }
 
-began() { (($(steps_of "$1") >= 1)); }
 is() { [[ $(field "$1" JobState) =~ ^($2)$ ]]; }
+ended() { is "$1" 'COMPLETED|FAILED|CANCELLED|TIMEOUT'; }
+
+# Waits for the first steps of a run. Fails if its job ends before.
+steps() {
+  await begun_or_ended "$1" "$2" && ! ended "$2"
+}
+begun_or_ended() { (($(steps_of "$1") >= 2)) || ended "$2"; }
 
 # A job that was put back begins two minutes later, unless told to now; where that is too soon,
 # slurmd takes it for the one that has just ended.
@@ -108,7 +116,7 @@ row() { printf '%-34s %-10s %-10s %-9s %-6s %s\n' "$@"; }
 # Prints a row of the table: what happened, and how the job ended, against what was expected.
 report() {
   local what=$1 run=$2 job=$3 expected=$4 got as_expected
-  await is "$job" 'COMPLETED|FAILED|CANCELLED|TIMEOUT'
+  await ended "$job"
   got="$(field "$job" JobState) $(field "$job" ExitCode) $(field "$job" Restarts)"
   as_expected=yes
   [[ $got == "$expected" ]] || as_expected="no: $expected" failed=yes
@@ -128,16 +136,16 @@ job=$(submit mistaken steps=2 no_such_key=1)
 report "a mistake in the config" mistaken "$job" "FAILED 2:0 0"
 
 job=$(submit saved steps=40)
-await began saved && scancel --signal=TERM "$job" && hurry "$job"
+steps saved "$job" && scancel --signal=TERM "$job" && hurry "$job"
 report "SIGTERM, as before the time limit" saved "$job" "COMPLETED 0:0 1"
 
 job=$(submit killed steps=40)
-await began killed && kill -KILL "$(pgrep --full --newest "rljax.launch.*$folder/killed")" &&
+steps killed "$job" && kill -KILL "$(pgrep --full --newest "rljax.launch.*$folder/killed")" &&
   hurry "$job"
 report "one task killed" killed "$job" "COMPLETED 0:0 1"
 
 job=$(submit cancelled steps=400)
-await began cancelled && scancel "$job"
+steps cancelled "$job" && scancel "$job"
 report "scancel" cancelled "$job" "CANCELLED 75:0 0"
 
 if [[ -n $failed ]]; then

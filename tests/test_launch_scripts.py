@@ -168,8 +168,8 @@ def test_who_outlives_a_failure_is_killed_after_the_grace(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_processes_get_a_signal_once_and_may_take_their_time(tmp_path, number, code):
-    script = f"exec 2>/dev/null; trap 'echo got; sleep 0.5; echo saved; exit {code}' {number.name[3:]}; echo ready\n"
-    script += "while :; do sleep 0.1; done"
+    trap = f"trap 'echo got; sleep 0.5; echo saved; exit {code}' {number.name[3:]}"
+    script = f"exec 2>/dev/null; {trap}; echo ready; while :; do sleep 0.1; done"
     process = start(tmp_path, "local_processes.sh", "2", "--", "bash", "-c", script)
     lines = sorted(process.stdout.readline() for _ in range(2))
     assert lines == ["[1] ready\n", "ready\n"]
