@@ -252,7 +252,7 @@ def cloud(folder: Path, states: list[str]) -> None:
     """A gcloud that knows of one slice, whose workers are this machine.
 
     Each question after the state of the queued resource takes the next of ``states``, until the
-    last; `worker TEXT` in place of one is ACTIVE, and what the workers say of themselves.
+    last; `worker A + worker B` in place of one is ACTIVE, and what the workers say of themselves.
     """
     (folder / "states").write_text("\n".join(states) + "\n")
     stand_in(
@@ -266,7 +266,7 @@ def cloud(folder: Path, states: list[str]) -> None:
             case $now in ABSENT) echo NOT_FOUND >&2; next; exit 1 ;;
               worker*) echo ACTIVE ;; *) echo "$now"; next ;; esac ;;
           *"tpu-vm describe"*) echo READY ;;
-          *"tpu_worker.sh status"*) echo "$now"; next ;;
+          *"tpu_worker.sh status"*) echo "${{now// + /$'\\n'}}"; next ;;
         esac""",
     )
 
@@ -322,9 +322,7 @@ def test_a_preempted_slice_is_asked_for_anew_and_the_run_resumes(tmp_path):
 
 
 def test_a_restarted_host_gets_its_process_back(tmp_path):
-    cloud(tmp_path, ["worker a running\\nworker b absent", "worker a ended 0"])
-    stated = (tmp_path / "states").read_text().replace("\\n", " + ")
-    (tmp_path / "states").write_text(stated)
+    cloud(tmp_path, ["worker a running + worker b absent", "worker a ended 0 + worker b ended 0"])
     code, _, err = launch(tmp_path, "tpu_pod.sh", "watch", *UP[1:], *RUN)
     assert code == 0
     assert "a host was restarted" in err
@@ -332,10 +330,18 @@ def test_a_restarted_host_gets_its_process_back(tmp_path):
 
 
 def test_a_host_that_ends_by_a_mistake_ends_the_run(tmp_path):
-    cloud(tmp_path, ["worker a ended 2"])
+    cloud(tmp_path, ["worker a ended 2 + worker b running"])
     code, _, err = launch(tmp_path, "tpu_pod.sh", "watch", *UP[1:], *RUN)
     assert code == 2
-    assert "ended with exit code 2" in err
+    assert "ended with exit code 2: stopping the others" in err
+    assert "tpu_worker.sh stop" in calls(tmp_path)[-1]
+
+
+def test_a_host_that_is_done_waits_for_the_others(tmp_path):
+    states = ["worker a ended 0 + worker b running", "worker a ended 0 + worker b ended 0"]
+    cloud(tmp_path, states)
+    assert launch(tmp_path, "tpu_pod.sh", "watch", *UP[1:], *RUN)[0] == 0
+    assert [" ssh " in call for call in calls(tmp_path)].count(True) == 2
 
 
 def test_what_gcloud_refuses_is_not_taken_for_an_absent_slice(tmp_path):
@@ -372,16 +378,21 @@ def worker(tmp_path):
     yield make
     pid = tmp_path / "rljax_run/pid"
     if pid.exists() and not (tmp_path / "rljax_run/code").exists():
-        os.kill(int(pid.read_text()), signal.SIGKILL)
+        os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
+
+
+def wait_for(condition) -> bool:
+    """Whether it comes true within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return done
 
 
 def state(on_worker) -> str:
     """What the host says once its run has ended."""
-    for _ in range(100):
-        if "running" not in (said := on_worker("status")):
-            return said.split(" ", 2)[2]
-        time.sleep(0.05)
-    return "running"
+    assert wait_for(lambda: "running" not in on_worker("status"))
+    return on_worker("status").split(" ", 2)[2]
 
 
 def test_a_worker_starts_again_until_it_is_done(tmp_path, worker):
@@ -404,8 +415,7 @@ def test_a_worker_saves_when_it_is_stopped_and_is_started_once(tmp_path, worker)
     save = "trap 'echo saved >> $HOME/saved; exit 75' TERM; touch $HOME/ready; "
     on_worker = worker(save + "while :; do /bin/sleep 0.05; done")
     on_worker("start", "c.yaml")
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.02)
+    assert wait_for((tmp_path / "ready").exists)
     assert "running already" in on_worker("start", "c.yaml")
     assert "ended 75" in on_worker("stop")
     assert (tmp_path / "saved").read_text() == "saved\n"
