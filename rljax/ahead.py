@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from rljax.data import SequenceTable
 from rljax.errors import UserError
+from rljax.host.agree import is_writer
 from rljax.phases import Ahead
 from rljax.roles import Trees
 from rljax.sharding import row_sharding
@@ -42,7 +43,7 @@ def write_reference(
                     parts.setdefault(f"{name}/{key}", []).append(whole)
         count = len(table) * table.together
         found |= {key: np.concatenate(arrays)[:count] for key, arrays in parts.items()}
-    if jax.process_index() == 0:
+    if is_writer():
         unfinished = path.with_suffix(".tmp")
         save_file(found, unfinished)
         unfinished.rename(path)
