@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import yaml
-from jax.experimental import multihost_utils
 
 from rljax import __version__
 from rljax.ahead import read_reference, write_reference
@@ -26,7 +25,7 @@ from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
-from rljax.host.agree import agreed, check_same, is_writer
+from rljax.host.agree import agreed, check_same, is_writer, meet
 from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.loop import CompiledStep, host_batch, run_steps
@@ -235,6 +234,7 @@ class Run:
         self.terminal.say("compiling", f"compiling: {what} …", program=what)
         start = time.perf_counter()
         yield
+        meet(f"compiled: {what}")
         seconds = time.perf_counter() - start
         self._compile_seconds += seconds
         text = f"compiled: {what}, in {seconds:.1f} s"
@@ -400,7 +400,7 @@ def check_shared(folder: Path) -> None:
     path = folder / agreed(lambda: f".seen-{uuid.uuid4().hex}")
     if is_writer():
         path.touch()
-    multihost_utils.sync_global_devices("written")
+    meet("written")
     deadline = time.monotonic() + SEEN_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
@@ -409,7 +409,7 @@ def check_shared(folder: Path) -> None:
                 "one folder that they share"
             )
         time.sleep(0.2)
-    multihost_utils.sync_global_devices("seen")
+    meet("seen")
     if is_writer():
         path.unlink()
 

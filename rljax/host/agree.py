@@ -43,6 +43,16 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
+def meet(where: str) -> None:
+    """Waits until all processes have come here.
+
+    CPUs are to meet before a program first runs, as they may have compiled for very different
+    times: the one that comes first waits for another no longer than half a minute.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 def check_same(facts: Mapping[str, str]) -> None:
     """Raises ``UserError`` if one of the facts, by name, is another than on process 0."""
     told = agreed(lambda: dict(facts))

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
-from jax.experimental import multihost_utils
 
 from rljax.errors import UserError
+from rljax.host.agree import meet
 from rljax.host.cluster import Place
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN
 
@@ -54,6 +54,7 @@ class Peers:
         self._watch_aborts()
         self._join()
         self._index, self._joined = jax.process_index(), True
+        meet("joined")
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -63,7 +64,7 @@ class Peers:
 
     def leave(self, code: int) -> None:
         """The end of the work, which all processes come to; ``code`` is what each exits with."""
-        multihost_utils.sync_global_devices("leave")
+        meet("leave")
         self._ending.acquire()
         self._code = code
         jax.distributed.shutdown()
