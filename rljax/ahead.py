@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from rljax.data import SequenceTable
 from rljax.errors import UserError
+from rljax.host.agree import is_writer, meet
 from rljax.phases import Ahead
 from rljax.roles import Trees
 from rljax.sharding import row_sharding
@@ -27,26 +28,29 @@ def write_reference(
     items_at_once: int,
 ) -> None:
     """Writes the log-probs [rows, width] of every row of the tables, as safetensors."""
-    compute = jax.jit(ahead.logprobs)
     rows = row_sharding(mesh)
     found: dict[str, np.ndarray] = {}
     for name, table in tables.items():
         parts: dict[str, list[np.ndarray]] = {}
+        compute = None
         for start in range(0, len(table), items_at_once):
             at = np.arange(start, start + items_at_once)
-            batch = table.take(np.where(at < len(table), at, -1))
-            matched, mismatched = compute(trees, jax.device_put(batch, rows))
+            batch = jax.device_put(table.take(np.where(at < len(table), at, -1)), rows)
+            if compute is None:
+                compute = jax.jit(ahead.logprobs).lower(trees, batch).compile()
+                meet(f"reference of {name}")
+            matched, mismatched = compute(trees, batch)
             for key, rows_found in ((MATCHED, matched), (MISMATCHED, mismatched)):
                 if rows_found is not None:
                     whole = multihost_utils.process_allgather(rows_found, tiled=True)
                     parts.setdefault(f"{name}/{key}", []).append(whole)
         count = len(table) * table.together
         found |= {key: np.concatenate(arrays)[:count] for key, arrays in parts.items()}
-    if jax.process_index() == 0:
+    if is_writer():
         unfinished = path.with_suffix(".tmp")
         save_file(found, unfinished)
         unfinished.rename(path)
-    multihost_utils.sync_global_devices("reference")
+    meet("reference")
 
 
 def read_reference(path: Path, tables: Mapping[str, SequenceTable]) -> dict[str, SequenceTable]:

@@ -9,6 +9,7 @@ import jax
 from rljax.build import Build
 from rljax.config import Config
 from rljax.heldout import Answering, Measuring
+from rljax.host.agree import fetch
 from rljax.host.evaluation import Evaluated, join, summarise
 from rljax.host.loop import check_finite, to_host
 from rljax.sharding import row_sharding
@@ -68,7 +69,8 @@ class Evaluator:
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
             check_finite(to_host(part.metrics), "on the held-out prompts")
-            judged.append(jax.device_get((part.rollout, part.rewards, part.scored.counted)))
+            told = (part.rollout, part.rewards, part.scored.counted)
+            judged.append(fetch(told, self._built.mesh))
         rows = answering.prompts * (1 + answering.samples)
         rollout, rewards, scored = jax.tree.map(lambda x: x[:rows], join(judged))
         sources = [row.get("data_source") for row in answering.table.rows[: answering.prompts]]
@@ -93,7 +95,7 @@ class Evaluator:
                 with self._compiling("held-out loss"):
                     program = jax.jit(measuring.measure).lower(state, batch)
                     self._programs["measure"] = program.compile()
-            metrics, count = jax.device_get(self._programs["measure"](state, batch))
+            metrics, count = fetch(self._programs["measure"](state, batch), self._built.mesh)
             total += float(count)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(count) * float(value)

@@ -1,17 +1,14 @@
 """``python -m rljax.launch [config.yaml] [key=value ...] [--dry-run]``: trains a model.
 
 Without a config it teaches a small model to add, with length-aware PPO. The same command with the
-same ``run_dir`` goes on where it stopped.
+same ``run_dir`` goes on where it stopped. On several hosts the same command runs on each.
 """
 
 import argparse
-import contextlib
 import itertools
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
@@ -24,15 +21,19 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
+from rljax.host.agree import agreed, is_writer
+from rljax.host.cluster import find_place
+from rljax.host.distributed import Peers
+from rljax.host.stopping import TRY_AGAIN, Signals, Stopped
 from rljax.host.terminal import Terminal
-from rljax.run import Run
+from rljax.run import Run, steps_kept
 
 DEFAULT_CONFIG = "addition.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 2 for anything that the user can put right, or 130 if
-    it was interrupted."""
+    """The command. Returns the exit code: 0, 2 for anything that the user can put right, 130 if
+    it was interrupted, or 75 if the same command is to be started again, which goes on."""
     parser = argparse.ArgumentParser(
         prog="python -m rljax.launch",
         usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
@@ -47,15 +48,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
     )
+    several = parser.add_argument_group(
+        "several processes", "where nothing starts them that JAX knows: each its own number"
+    )
+    several.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="a free port of process 0's host"
+    )
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
     options = parser.parse_intermixed_args(arguments)
     enough_threads()
     try:
-        config_path, overrides = config_and_overrides(options.settings)
-        config = load_config(config_path, overrides)
-        return (dry_run if options.dry_run else run)(config, config_path)
+        place = find_place(options.coordinator, options.processes, options.process)
+        if place is None:
+            return plan_or_run(options)
+        with Peers(place) as peers:
+            code = plan_or_run(options, peers)
+            peers.leave(code)
+        return code
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
         return 2
+
+
+def plan_or_run(options: argparse.Namespace, peers: Peers | None = None) -> int:
+    """What the command line asks for, together with ``peers`` if there are several processes."""
+    config_path, overrides = config_and_overrides(options.settings)
+    config = load_config(config_path, overrides)
+    if options.dry_run:
+        return dry_run(config, config_path)
+    return run(config, config_path, peers)
 
 
 def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
@@ -72,48 +94,49 @@ def dry_run(config: Config, config_path: Path) -> int:
     built = build(config, config_path.parent)
     check_weights(built)
     check_step(built)
+    if not is_writer():
+        return 0
     print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config):
         print(f"{name:<11} {line}")
     return 0
 
 
-def run(config: Config, config_path: Path) -> int:
+def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
     """Builds everything and trains."""
     use_compilation_cache()
-    terminal = Terminal()
+    terminal = Terminal(quiet=not is_writer())
+    if peers is not None:
+        terminal.say("processes", peers.describe(), text=peers.describe())
     built = build(
         config, config_path.parent, report=lambda line: terminal.say("reward", line, text=line)
     )
     check_weights(built)
     check_step(built)
-    folder = Path(config.run_dir) if config.run_dir else numbered_folder("runs")
+    folder = run_folder(config.run_dir)
+    if peers is not None:
+        peers.where = lambda: steps_kept(folder)
     try:
-        with built.pool, jax.set_mesh(built.mesh), interrupts() as interrupted:
-            Run(config, built, folder, terminal, interrupted).run()
-    except KeyboardInterrupt:
-        print(f"rljax: interrupted; the same with run_dir={folder} resumes it", file=sys.stderr)
-        return 130
+        with built.pool, jax.set_mesh(built.mesh), Signals() as signals:
+            Run(config, built, folder, terminal, signals.check).run()
+    except Stopped as stopped:
+        if is_writer():
+            how = "terminated" if stopped.code == TRY_AGAIN else "interrupted"
+            print(f"rljax: {how}; the same with run_dir={folder} resumes it", file=sys.stderr)
+        return stopped.code
     return 0
 
 
-@contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C only makes the yielded function true, for the loop to stop between
-    two steps; a KeyboardInterrupt in the middle of one can be lost. The second stops at once."""
-    seen = False
+def run_folder(run_dir: str | None) -> Path:
+    """The folder of a run, by default the next of runs/0001, runs/0002, …; as process 0 has it."""
+    if run_dir and "://" in run_dir:
+        raise UserError(f"run_dir: {run_dir} is no folder; mount the bucket, and name where")
 
-    def note(signum, frame):
-        nonlocal seen
-        seen = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("rljax: stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+    def choose() -> str:
+        folder = Path(run_dir) if run_dir else numbered_folder("runs")
+        return str(folder if jax.process_count() == 1 else folder.absolute())
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return Path(agreed(choose))
 
 
 def numbered_folder(parent: str) -> Path:

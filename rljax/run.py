@@ -6,8 +6,10 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 
 import contextlib
 import functools
+import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
+from rljax.host.agree import agreed, check_same, is_writer, meet
 from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.loop import CompiledStep, host_batch, run_steps
@@ -36,6 +39,7 @@ from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
 
 MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
+SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 MANY_TRUNCATED = 0.5  # from this share on it is said
 WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
@@ -53,7 +57,8 @@ SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
 class Run:
     """One start of a run: its functions, its folder, and the seconds it has taken.
 
-    Between two steps it stops, with a KeyboardInterrupt, if ``interrupted()``.
+    Between two steps it stops if ``check_stop`` raises. Several processes run it together, and one
+    of them writes: what that one reads of the folder to decide by, it tells the others.
     """
 
     def __init__(
@@ -62,10 +67,10 @@ class Run:
         built: Build,
         folder: Path,
         terminal: Terminal,
-        interrupted: Callable[[], bool],
+        check_stop: Callable[[], None],
     ):
         self.config, self.built, self.folder, self.terminal = config, built, folder, terminal
-        self._interrupted = interrupted
+        self._check_stop = check_stop
         self._started = time.perf_counter()
         self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
@@ -77,16 +82,14 @@ class Run:
         self._open_folder()
         phase, settings = self.built.train, self.config.evaluation
         with contextlib.ExitStack() as closing:
-            checkpoints = self._checkpoints(phase)
-            closing.callback(checkpoints.close)
+            checkpoints = closing.enter_context(self._checkpoints(phase))
             best = None
             if settings.best is not None:
-                best = self._best_checkpoint()
-                closing.callback(best.close)
-            resumed = checkpoints.latest()
+                best = closing.enter_context(self._best_checkpoint())
+            resumed = agreed(checkpoints.latest)
             evaluations, samples = (
                 closing.enter_context(
-                    contextlib.closing(Records(self.folder / name, up_to_step=resumed))
+                    contextlib.closing(self._records(self.folder / name, resumed))
                 )
                 for name in ("evaluations.jsonl", "samples.jsonl")
             )
@@ -106,6 +109,7 @@ class Run:
             def evaluate_if_due(step: int, state: TrainState) -> None:
                 every = settings.every_steps
                 if step == phase.steps or (every and step % every == 0):
+                    self._check_stop()  # it may take longer than a run is given to stop
                     evaluate(step, state)
 
             if resumed is None:
@@ -116,13 +120,18 @@ class Run:
                 state = self._restore(phase, checkpoints)
                 self.terminal.say("resume", f"resuming from step {resumed}", step=resumed)
                 self._tired = self._out_of_patience()
+                if all(record["step"] != resumed for record in self._evaluations()):
+                    evaluate_if_due(resumed, state)  # it was asked to stop before
             state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
         step, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
         self._finish(step, params, frozen)
 
     def _evaluations(self) -> list[dict]:
-        return read_records(self.folder / "evaluations.jsonl")
+        return agreed(lambda: read_records(self.folder / "evaluations.jsonl"))
+
+    def _records(self, path: Path, up_to_step: int | None) -> Records:
+        return Records(path if is_writer() else None, up_to_step=up_to_step)
 
     def _best_step(self) -> int:
         settings = self.config.evaluation
@@ -159,7 +168,7 @@ class Run:
             if measuring is not None:
                 tables["heldout"] = measuring.table
             path = self.folder / "reference.safetensors"
-            if not path.exists():
+            if not agreed(path.exists):
                 self._made = self._make_starts()
                 trees = jax.jit(built.ahead.make)(self._made)
                 with self._compiling("reference"):
@@ -172,9 +181,25 @@ class Run:
         return phase, Evaluator(self.config, built, self._compiling, measuring)
 
     def _open_folder(self) -> None:
-        """Makes the folder, or sees that it is of the same run."""
-        config, path = resolved(self.config), self.folder / "config.yaml"
+        """Makes the folder, or sees that it is of the same run, on every process."""
+        config = resolved(self.config)
         text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+        facts = {
+            "config": hashlib.sha256(text.encode()).hexdigest(),
+            "data": self.built.train.batches.table.fingerprint,
+            "version of rljax": __version__,
+        }
+        check_same(facts)
+        if is_writer():
+            self._write_config(config, text)
+        check_shared(self.folder)
+        say = self.terminal.say
+        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
+        for name, line in describe(self.built, self.config):
+            say(name, f"{name:<11} {line}", text=line)
+
+    def _write_config(self, config: dict, text: str) -> None:
+        path = self.folder / "config.yaml"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -183,10 +208,6 @@ class Run:
             self._check_rows()
         except OSError as error:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
-        say = self.terminal.say
-        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
-        for name, line in describe(self.built, self.config):
-            say(name, f"{name:<11} {line}", text=line)
 
     def _check_rows(self) -> None:
         """Sees that a resumed run learns from the rows that it began with."""
@@ -213,6 +234,7 @@ class Run:
         self.terminal.say("compiling", f"compiling: {what} …", program=what)
         start = time.perf_counter()
         yield
+        meet(f"compiled: {what}")
         seconds = time.perf_counter() - start
         self._compile_seconds += seconds
         text = f"compiled: {what}, in {seconds:.1f} s"
@@ -228,8 +250,8 @@ class Run:
         warm_start, starts = self.built.warm_start, self.built.networks.starts
         if warm_start is None:
             return {name: self._load(name) for name in starts}
-        with contextlib.closing(self._checkpoints(warm_start)) as checkpoints:
-            if checkpoints.latest() is None:
+        with self._checkpoints(warm_start) as checkpoints:
+            if agreed(checkpoints.latest) is None:
                 state = self._place(warm_start, {"policy": self._load("policy")})
             else:
                 state = self._restore(warm_start, checkpoints)
@@ -260,15 +282,13 @@ class Run:
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
                 self.terminal.say("warning", f"step {step}: {text}", step=step, text=text)
-            if self._interrupted():
-                raise KeyboardInterrupt
 
         def compiling():
             return self._compiling(phase.name)
 
         _, shardings = self._abstract(phase)
         step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
-        records = Records(self._folder(phase) / "metrics.jsonl", up_to_step=done)
+        records = self._records(self._folder(phase) / "metrics.jsonl", done)
         with (
             contextlib.closing(records),
             self.terminal.phase(phase.name, phase.steps, done) as bar,
@@ -284,6 +304,7 @@ class Run:
                 on_state=on_state,
                 enough=enough,
                 progress=self._seconds,
+                check_stop=self._check_stop,
             )
 
     def _folder(self, phase: Phase) -> Path:
@@ -329,7 +350,7 @@ class Run:
             text = f"the {which} {config.evaluation.best} was at step {step}: exporting that state"
             if step != last:
                 kept = self._folder(built.train) / "best"
-                if not (kept / str(step)).exists():
+                if not agreed((kept / str(step)).exists):
                     step = last
                     text = f"{text.partition(':')[0]}, whose state was not kept: exporting the last"
                 else:
@@ -347,7 +368,9 @@ class Run:
             role=built.role,
             details=run_details(folder, step),
         )
-        evaluations = self._evaluations()
+        if not is_writer():
+            return
+        evaluations = read_records(folder / "evaluations.jsonl")
         draw_curves(
             folder / "curves.png",
             read_records(folder / "metrics.jsonl"),
@@ -368,6 +391,36 @@ class Run:
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
         text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"
         self.terminal.say("done", text, summary=summary)
+
+
+def check_shared(folder: Path) -> None:
+    """Raises ``UserError`` if what process 0 writes to the folder is not seen here."""
+    if jax.process_count() == 1:
+        return
+    path = folder / agreed(lambda: f".seen-{uuid.uuid4().hex}")
+    if is_writer():
+        path.touch()
+    meet("written")
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the run folder {folder} is not the one that process 0 writes to: all hosts need "
+                "one folder that they share"
+            )
+        time.sleep(0.2)
+    meet("seen")
+    if is_writer():
+        path.unlink()
+
+
+def steps_kept(folder: Path) -> str:
+    """From where the run in a folder goes on, in words."""
+    for part, phase in ((folder, ""), (folder / "warm_start", " of the warm start")):
+        kept = [int(p.name) for p in part.glob("checkpoints/*") if p.name.isdigit()]
+        if kept:
+            return f"step {max(kept)}{phase}"
+    return "the beginning"
 
 
 def check_same_run(old: dict, new: dict, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""The command in a process of its own, and what it recorded."""
+"""The command in processes of its own, and what it recorded."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,26 @@ def process(run_dir: Path, *settings: str) -> subprocess.Popen:
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def pod(run_dir: Path, *settings: str, processes: int = 2, devices: int = 2) -> list:
+    """Training on several processes with as many simulated devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "rljax.launch", *settings, f"run_dir={run_dir}"]
+    several = ["--coordinator", address, "--processes", str(processes), "--process"]
+    return [
+        subprocess.Popen(
+            [*command, *([*several, str(index)] if processes > 1 else [])],
+            env={**os.environ, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
 
 
 def records(path: Path) -> list[dict]:

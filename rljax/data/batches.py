@@ -38,9 +38,9 @@ class Batches:
         """The items of a batch."""
         return self.order[step]
 
-    def part(self, step: int, start: int, stop: int) -> Prompts | Experience:
-        """Only some items of a batch, for a host that holds no others."""
-        return self._take(self.items(step), slice(start, stop))
+    def part(self, step: int, which: np.ndarray) -> Prompts | Experience:
+        """Only some items of a batch, by their places in it, for a host that holds no others."""
+        return self._take(self.items(step), which)
 
     def over(self, table: Table) -> "Batches":
         """The same order over another table, such as one with reference log-probs."""
@@ -48,7 +48,9 @@ class Batches:
             raise ValueError(f"{len(table)} items in the place of {len(self.table)}")
         return dataclasses.replace(self, table=table)
 
-    def _take(self, items: np.ndarray, which: slice = slice(None)) -> Prompts | Experience:
+    def _take(
+        self, items: np.ndarray, which: np.ndarray | slice = slice(None)
+    ) -> Prompts | Experience:
         if self.widths is None:
             return self.table.take(items[which])
         return self.table.take(items[which], width=int(self.widths[items[0]]))

@@ -13,13 +13,19 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
+from rljax.host.agree import agreed
+from rljax.host.stopping import Stopped
 from rljax.types import TrainState
 
 STATE, PROGRESS, FROZEN = "state", "progress", "frozen"
 
 
 class Checkpoints:
-    """The checkpoints of one phase. A step that was not written to its end does not count."""
+    """The checkpoints of one phase. A step that was not written to its end does not count.
+
+    Every process writes what its devices hold, and all must call each method together. As a
+    context it is closed in the end.
+    """
 
     def __init__(self, folder: Path, *, every_steps: int, keep: int, frozen: Path | None = None):
         """Saves every ``every_steps`` steps and keeps the newest ``keep``.
@@ -98,8 +104,15 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, Stopped) or jax.process_count() == 1:
+            self.close()  # else the others may be gone: waiting for them would never end
+
     def _save_frozen(self, frozen: dict[str, PyTree]) -> None:
-        if frozen and not self._frozen.exists():
+        if frozen and not agreed(self._frozen.exists):
             self._frozen.parent.mkdir(exist_ok=True, parents=True)
             with ocp.StandardCheckpointer() as files:
                 files.save(self._frozen, frozen, force=True)

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rljax import __version__
 from rljax.errors import UserError
-from rljax.host.weights import export_tensors
+from rljax.host.agree import is_writer
+from rljax.host.weights import export_tensors, whole
 from rljax.models.families import Architecture, class_name
 from rljax.models.hf import adapter_tensors, tensors_of
 from rljax.models.lora import peft_config
@@ -41,7 +42,8 @@ def export_model(
 ) -> None:
     """Writes config, weights, tokenizer, chat template, generation config and a model card.
 
-    The folder appears whole or not at all; one that is there already is replaced.
+    The folder appears whole or not at all; one that is there already is replaced. Of several
+    processes, which all call this, one writes.
 
     Args:
       params: the whole tree, no adapters in it.
@@ -66,6 +68,8 @@ def export_model(
         abstract = jax.eval_shape(lambda: params)
         tensors = tensors_of(abstract, architecture.decoder, hf.model_type)
         export_tensors(partial, tensors, params, dtype)
+        if not is_writer():
+            return
         hf.save_pretrained(partial)
         if head == "lm":
             GenerationConfig(**ids, do_sample=True, **_no_limits(sampling)).save_pretrained(partial)
@@ -85,8 +89,11 @@ def export_adapters(
     """Writes adapters in PEFT's layout, with the tokenizer. ``base``: the folder or hub id that
     they belong to."""
     decoder, hf = architecture
+    adapters = jax.tree.map(whole, adapters)
+    if not is_writer():
+        return
     with _whole(folder) as partial:
-        tensors = dict(adapter_tensors(jax.device_get(adapters), decoder, hf.model_type))
+        tensors = dict(adapter_tensors(adapters, decoder, hf.model_type))
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         config = peft_config(lora, decoder, hf.model_type, base)
         (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -103,7 +110,10 @@ def model_card(base: str | None, details: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes its name when all is written. Only an earlier export
-    makes way for it."""
+    makes way for it. Of several processes only one sees to it."""
+    if not is_writer():
+        yield folder
+        return
     folder = folder.resolve()
     if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
         raise UserError(

@@ -16,6 +16,7 @@ from rljax.errors import UserError
 from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
+from rljax.host.stopping import Stopped
 from rljax.sharding import replicated, row_sharding
 from rljax.types import Metrics, TrainState
 
@@ -85,9 +86,10 @@ def host_batch(batches: Batches, step: int, mesh: Mesh) -> PyTree:
     if jax.process_count() == 1:
         return batches[step]
     items = len(batches.items(step))
-    held = row_sharding(mesh).addressable_devices_indices_map((items,)).values()
-    spans = [part.indices(items) for (part,) in held]
-    return batches.part(step, min(span[0] for span in spans), max(span[1] for span in spans))
+    held = np.zeros(items, bool)  # not always one stretch: a host of a pod is a block of its torus
+    for (part,) in row_sharding(mesh).addressable_devices_indices_map((items,)).values():
+        held[part] = True
+    return batches.part(step, np.flatnonzero(held))
 
 
 def _shapes(batch: PyTree) -> tuple[tuple[int, ...], ...]:
@@ -106,38 +108,45 @@ def run_steps(
     on_state: Callable[[int, TrainState], None],
     progress: Callable[[], dict[str, Any]],
     enough: Callable[[], bool] = lambda: False,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Runs from the state's own step up to ``steps``, or until it is ``enough``, and saves the
     last.
 
     While the devices work on a step, the host prepares the next batch. After each step
     ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
-    must not keep: the next step takes its buffers.
+    must not keep: the next step takes its buffers. ``check_stop`` is called before each step.
 
     Raises ``UserError`` if a reward or a metric is not finite: that step is neither recorded nor
-    saved.
+    saved; and ``Stopped``, when the state is saved, if ``check_stop`` or ``on_state`` does.
     """
     done = int(state.step)
     last = steps if done < steps and not enough() else done
     batch = batches(done) if done < last else None
-    while done < last:
-        batch = step.prepare(state, batch)
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        batch = batches(done + 1) if done + 1 < last else None
-        metrics = to_host(metrics)
-        done += 1
-        check_finite(metrics, f"in step {done}")
-        seconds = time.perf_counter() - start
-        metrics["perf/step_seconds"] = seconds
-        if "response_tokens" in metrics:
-            metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
-        records.write({"step": done, **metrics})
-        on_step(done, metrics)
-        on_state(done, state)
-        last = done if enough() else last
-        if done < last:
-            checkpoints.save(done, state, progress())
+    try:
+        while done < last:
+            batch = step.prepare(state, batch)
+            check_stop()
+            start = time.perf_counter()
+            state, metrics = step(state, batch)
+            batch = batches(done + 1) if done + 1 < last else None
+            metrics = to_host(metrics)
+            done += 1
+            check_finite(metrics, f"in step {done}")
+            seconds = time.perf_counter() - start
+            metrics["perf/step_seconds"] = seconds
+            if "response_tokens" in metrics:
+                metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
+            records.write({"step": done, **metrics})
+            on_step(done, metrics)
+            on_state(done, state)
+            last = done if enough() else last
+            if done < last:
+                checkpoints.save(done, state, progress())
+    except Stopped:
+        checkpoints.save(done, state, progress(), force=True)
+        checkpoints.wait()
+        raise
     checkpoints.save(done, state, progress(), force=True)
     return state
 

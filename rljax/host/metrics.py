@@ -16,9 +16,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 class Records:
     """An append-only file of records, each with a ``step``."""
 
-    def __init__(self, path: Path, *, up_to_step: int | None = None):
+    def __init__(self, path: Path | None, *, up_to_step: int | None = None):
         """Goes on after the records up to and including ``up_to_step``; later ones, which the
-        resumed run will write again, are dropped. None starts anew."""
+        resumed run will write again, are dropped. None starts anew.
+
+        Without a ``path`` nothing is written: another process of the run does it."""
+        self._file = None
+        if path is None:
+            return
         kept = [] if up_to_step is None else read_records(path)
         kept = [record for record in kept if record["step"] <= (up_to_step or 0)]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,11 +33,13 @@ class Records:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_line(record))
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float
 
 from rljax.errors import UserError
 from rljax.host.pool import Job, RewardPool
+from rljax.host.rows import held_first, local, placed
 from rljax.rewards.python import PythonReward
 from rljax.signatures import Failure, Outcome, Response
-from rljax.types import PYTHON_REWARD, ROW, Array, Rollout
+from rljax.types import PYTHON_REWARD, ROW, Rollout
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # characters of a prompt or a response in a message
@@ -52,12 +53,12 @@ def make_scorer(
     calls = {name: pool.prepare(reward.call) for name, reward in rewards.items()}
 
     def score(rollout: Rollout) -> Rollout:
-        mine = _held(rollout.tokens)
+        mine = held_first(rollout.tokens)
         at = np.flatnonzero(mine)
-        index = _local(rollout.extras[ROW])[at]
+        index = local(rollout.extras[ROW])[at]
         if (index < 0).any():
             raise ValueError("rewards in Python need the data row of every response")
-        tokens, chosen = _local(rollout.tokens), _local(rollout.action_mask)
+        tokens, chosen = local(rollout.tokens), local(rollout.action_mask)
         ids = [tokens[i][chosen[i]].tolist() for i in at]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
         asked = [
@@ -75,7 +76,7 @@ def make_scorer(
                 raise UserError(f"{line}; more than max_failed_share={reward.max_failed_share:g}")
             if line:
                 report(line)
-            columns[PYTHON_REWARD + name] = _placed(column, rollout.truncated)
+            columns[PYTHON_REWARD + name] = placed(column, rollout.truncated)
         return rollout.replace(extras=rollout.extras | columns)
 
     return score
@@ -136,28 +137,6 @@ def _describe(
     )
 
 
-def _held(column: Array) -> Bool[np.ndarray, " B"]:
-    """The rows of a column that this process holds, and holds first."""
-    if not isinstance(column, jax.Array):
-        return np.ones(len(column), bool)
-    held = np.zeros(len(column), bool)
-    for shard in column.addressable_shards:
-        if shard.replica_id == 0:
-            held[shard.index[0]] = True
-    return held
-
-
-def _local(column: Array) -> np.ndarray:
-    """A column as far as this process holds it, 0 elsewhere."""
-    if not isinstance(column, jax.Array):
-        return np.asarray(column)
-    local = np.zeros(column.shape, column.dtype)
-    shards = {str(shard.index): shard for shard in column.addressable_shards}  # each part once
-    for shard in shards.values():
-        local[shard.index] = shard.data
-    return local
-
-
 def _shared(
     values: Float[np.ndarray, "R B"], mine: Bool[np.ndarray, " B"]
 ) -> Float[np.ndarray, "R B"]:
@@ -166,10 +145,3 @@ def _shared(
         return values
     everyone, owns = multihost_utils.process_allgather((values, mine))  # [processes, ...]
     return np.take_along_axis(everyone, owns.argmax(axis=0)[None, None], axis=0)[0]
-
-
-def _placed(column: Float[np.ndarray, " B"], like: Array) -> Array:
-    """A column laid out as another."""
-    if not isinstance(like, jax.Array):
-        return column
-    return jax.make_array_from_callback(column.shape, like.sharding, lambda rows: column[rows])

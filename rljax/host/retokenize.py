@@ -3,18 +3,19 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from rljax.data import NO_TOKEN, pad
 from rljax.errors import UserError
+from rljax.host.rows import held, local, placed
 from rljax.types import REWARD_CROPPED, REWARD_TOKENS, ROW, Rollout
 
 
 def make_retokenizer(
     prompts: Sequence[str | list[dict[str, str]]], policy, reward, *, max_tokens: int
 ) -> Callable[[Rollout], Rollout]:
-    """rollout -> rollout with every row as the reward model reads it, in its extras.
+    """rollout -> rollout with every row as the reward model reads it, in its extras. Each process
+    reads the rows that it holds.
 
     Prompt and response are put into the reward model's chat template if it has one (a plain prompt
     as the user's message), else one behind the other, as text. Of a row longer than
@@ -46,20 +47,23 @@ def make_retokenizer(
             ) from error
 
     def retokenize(rollout: Rollout) -> Rollout:
-        tokens, chosen, rows = jax.device_get(
-            (rollout.tokens, rollout.action_mask, rollout.extras[ROW])
+        at = np.flatnonzero(held(rollout.tokens))
+        tokens, chosen, rows = (
+            local(column)[at]
+            for column in (rollout.tokens, rollout.action_mask, rollout.extras[ROW])
         )
         kept = [row[mask].tolist() for row, mask in zip(tokens, chosen, strict=True)]
         responses = policy.batch_decode(kept, skip_special_tokens=True)
         texts = [text(prompts[row], said) for row, said in zip(rows, responses, strict=True)]
         ids = reward(texts, add_special_tokens=reward.chat_template is None)["input_ids"]
+        count = len(rollout.tokens)
+        read, cropped = np.full((count, max_tokens), NO_TOKEN, np.int32), np.zeros(count, bool)
+        read[at] = pad([row[-max_tokens:] for row in ids], max_tokens, NO_TOKEN, left=False)
+        cropped[at] = [len(row) > max_tokens for row in ids]
         columns = {
-            REWARD_TOKENS: pad(
-                [row[-max_tokens:] for row in ids], max_tokens, NO_TOKEN, left=False
-            ),
-            REWARD_CROPPED: np.array([len(row) > max_tokens for row in ids]),
+            REWARD_TOKENS: placed(read, rollout.truncated),
+            REWARD_CROPPED: placed(cropped, rollout.truncated),
         }
-        columns = jax.tree.map(lambda x: jax.device_put(x, rollout.truncated.sharding), columns)
         return rollout.replace(extras=rollout.extras | columns)
 
     return retokenize

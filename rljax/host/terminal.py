@@ -18,15 +18,17 @@ LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 class Terminal:
     """Prints for a person if standard output is a terminal, else one JSON object per line."""
 
-    def __init__(self):
-        self.console = Console(highlight=False)
-        self.rich = self.console.is_terminal
+    def __init__(self, quiet: bool = False):
+        """``quiet``: prints nothing, as another process of the run does."""
+        self.console = Console(highlight=False, quiet=quiet)
+        self.quiet = quiet
+        self.rich = self.console.is_terminal and not quiet
 
     def say(self, event: str, text: str, /, **fields: Any) -> None:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
         if self.rich:
             self.console.print(text, markup=False)
-        else:
+        elif not self.quiet:
             self._emit(event, fields or {"text": text})
 
     @contextlib.contextmanager

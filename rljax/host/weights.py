@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rljax.errors import UserError
+from rljax.host.agree import fetch, is_writer
 from rljax.models.hf import IGNORED, Piece, Tensor, from_stored, to_stored
 from rljax.trees import find
 from rljax.types import Params
@@ -165,7 +166,12 @@ def export_tensors(
     folder: Path, tensors: list[Tensor], params: Params, dtype: str, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes the tensors as safetensors of at most ``shard_bytes`` each, with an index if there
-    are several. The host holds one file at a time."""
+    are several. The host that writes holds one file at a time; others, which take part in gathering
+    what is spread over the hosts, one tensor."""
+    if not is_writer():
+        for tensor in tensors:
+            gather(tensor, params, dtype)
+        return
     size = jnp.dtype(dtype).itemsize
     files: list[list[Tensor]] = [[]]
     room = shard_bytes
@@ -195,10 +201,17 @@ def gather(tensor: Tensor, params: Params, dtype: str) -> np.ndarray:
 
     def host(piece: Piece) -> np.ndarray:
         array = find(params, piece.path)
-        return np.asarray(array[piece.at] if piece.at else array).astype(jnp.dtype(dtype))
+        return whole(array[piece.at] if piece.at else array).astype(jnp.dtype(dtype))
 
     parts = [to_stored(piece, host(piece)) for piece in tensor.pieces]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array on the host, also if its parts lie on several hosts."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = fetch(array, array.sharding.mesh)
+    return np.asarray(array)
 
 
 def _listed(names: set[str], most: int = 5) -> str:

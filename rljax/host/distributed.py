@@ -1,0 +1,222 @@
+"""Several processes as one run: they join, and they end together, each with one line that says why.
+
+Three things tell a process that another is gone. What that one says of itself before it ends: an
+entry in JAX's coordination service, for which every process listens. A collective that fails. And
+the service's heartbeat, which also ends those that would wait in a collective for ever: it aborts
+the process from C++, where nothing is left to do but to say so.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+
+from rljax.errors import UserError
+from rljax.host.agree import meet
+from rljax.host.cluster import Place
+from rljax.host.stopping import INTERRUPTED, TRY_AGAIN
+
+JOIN_SECONDS = 300  # that a process waits for the others to start
+HEARTBEAT_SECONDS = 15  # without a sign of life, after which a process is lost
+GRACE_SECONDS = 2  # for what was said to be heard
+LISTEN_MILLISECONDS = 10**9
+END = "rljax/end"  # the entry of the process that ends first: which, why, and its exit code
+LOST = (  # in an error of the runtime: signs that another process went away
+    *("gloo", "nccl", "connection", "socket closed", "broken pipe", "barrier", "coordination"),
+    *("heartbeat", "unavailable", "deadline_exceeded", "cancelled", "aborted"),
+)
+
+
+class Peers:
+    """The processes of a run. Whatever ends one within it, except ``leave``, ends all.
+
+    ``where`` may be set to a function that tells from where the run would go on.
+    """
+
+    def __init__(self, place: Place, join_seconds: int = JOIN_SECONDS):
+        """Waits for all of them. Raises ``UserError`` if process 0 is not reached in time."""
+        self.where: Callable[[], str] = lambda: "where it was"
+        self._place, self._join_seconds = place, join_seconds
+        self._index = place.process
+        self._joined = False
+        self._code: int | None = None  # once all processes have come to their end
+        self._ending = threading.Lock()  # only one thread has the last word
+        _keep_output_clean()
+        self._watch_aborts()
+        self._join()
+        self._index, self._joined = jax.process_index(), True
+        meet("joined")
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def describe(self) -> str:
+        here = jax.local_device_count()
+        return f"{jax.process_count()} processes, this is {self._index}, {here} devices here"
+
+    def leave(self, code: int) -> None:
+        """The end of the work, which all processes come to; ``code`` is what each exits with."""
+        meet("leave")
+        self._ending.acquire()
+        self._code = code
+        jax.distributed.shutdown()
+        self._listener.join(GRACE_SECONDS)
+        if self._listener.is_alive():  # in C++, from where it cannot return as Python ends
+            self._exit(code)
+
+    def __enter__(self) -> "Peers":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or self._code is not None:
+            return
+        if isinstance(error, UserError):
+            self._end(str(error), 2)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("interrupted", INTERRUPTED)
+        runtime = [str(part) for part in _chain(error) if isinstance(part, RuntimeError)]
+        if any(sign in text.lower() for text in runtime for sign in LOST):
+            time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
+            self._lost(runtime[0].partition("\n")[0])
+        traceback.print_exception(error)
+        self._end(f"{type(error).__name__}: {error}".partition("\n")[0], 1)
+
+    def _join(self) -> None:
+        place = self._place
+        if place.process and place.coordinator:
+            self._reach(place.coordinator)
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+        try:
+            jax.distributed.initialize(
+                coordinator_address=place.coordinator,
+                num_processes=None if place.process is None else place.processes,
+                process_id=place.process,
+                cluster_detection_method=place.method,
+                initialization_timeout=self._join_seconds,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self._name()} cannot join the others: {' '.join(str(error).split())}"
+            ) from error
+        if place.alone_on_node:  # JAX gives every task of a scheduler one accelerator
+            jax.config.update("jax_cuda_visible_devices", "all")
+            jax.config.update("jax_rocm_visible_devices", "all")
+
+    def _reach(self, address: str) -> None:
+        """Waits until process 0 listens; JAX itself would abort in the end."""
+        host, _, port = address.rpartition(":")
+        deadline = time.monotonic() + self._join_seconds
+        while True:
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self._name()} waited {self._join_seconds} s for process 0 at {address}: "
+                        f"{error.strerror or error}"
+                    ) from error
+                time.sleep(0.5)
+
+    def _name(self) -> str:
+        known = "?" if self._index is None else self._index
+        return f"process {known} of {self._place.processes}"
+
+    def _listen(self) -> None:
+        """Waits for another process to say that it ends, and ends then."""
+        client = _client()
+        if client is None:
+            return
+        try:
+            told = json.loads(client.blocking_key_value_get(END, LISTEN_MILLISECONDS))
+        except Exception:  # the service is gone, or this process leaves
+            return
+        if told["process"] != self._index:
+            self._last_words(f"process {told['process']}: {told['line']}", told["code"])
+
+    def _end(self, line: str, code: int) -> NoReturn:
+        """Ends this process and, by saying so, all others."""
+        threading.Thread(target=self._tell, args=(line, code), daemon=True).start()
+        mine = f"process {self._index}: " if self._index else ""
+        self._last_words(mine + line, code)
+
+    def _tell(self, line: str, code: int) -> None:
+        client = _client()
+        if client is not None:
+            message = {"process": self._index, "line": line, "code": code}
+            client.key_value_set(END, json.dumps(message))
+
+    def _lost(self, why: str) -> NoReturn:
+        self._end(
+            f"lost another process of this run ({why}); start the same command again: it goes on "
+            f"from {self.where()}",
+            TRY_AGAIN,
+        )
+
+    def _last_words(self, line: str, code: int) -> NoReturn:
+        if not self._ending.acquire(blocking=False):
+            time.sleep(2 * GRACE_SECONDS)  # while another thread ends the process
+        os.write(2, f"rljax: error: {line}\n".encode())
+        time.sleep(GRACE_SECONDS if self._index == 0 else 0)  # it keeps what it and others told
+        self._exit(code)
+
+    def _exit(self, code: int) -> NoReturn:
+        """At once: whatever Python does as it ends could wait for a process that is gone."""
+        sys.stdout.flush()
+        os._exit(code)
+
+    def _watch_aborts(self) -> None:
+        """Sees to it that an abort in C++ ends the process with a line.
+
+        A handler of Python's own would wait for the main thread, which may never come back; this
+        one is called on the thread that aborts.
+        """
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        libc.signal(signal.SIGABRT, ctypes.cast(self._on_abort, ctypes.c_void_p))
+
+    def _aborted(self, number: int) -> None:
+        if self._code is not None:
+            self._exit(self._code)
+        if not self._joined:
+            self._last_words(
+                f"{self._name()} waited {self._join_seconds} s for the others to join", 2
+            )
+        if threading.current_thread() is not threading.main_thread():
+            self._lost("see above")
+
+
+def _client() -> Any:
+    """JAX's client of its coordination service."""
+    # Private, and used by Orbax too: JAX offers no other way to reach a process whose main thread
+    # waits in C++. Without it the heartbeat still ends the others.
+    try:
+        from jax._src import distributed
+    except ImportError:
+        return None
+    return getattr(distributed.global_state, "client", None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _keep_output_clean() -> None:
+    """Standard output is the run's, for lines of JSON; what libraries print goes to standard
+    error."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)

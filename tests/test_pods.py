@@ -1,0 +1,120 @@
+"""One run on several processes over loopback: as on one, and whatever becomes of them."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from commands import pod, records
+
+from rljax.build import build
+from rljax.config import load_config
+from rljax.host.terminal import Terminal
+from rljax.launch import DEFAULT_CONFIG, builtin_config
+from rljax.run import Run
+
+STEPS = 12
+SETTINGS = [
+    "models.policy={fn: llama, layers: 1, width: 16, heads: 2, mlp_width: 16, rope_base: 100}",
+    "warm_start=null",
+    "algorithm={fn: grpo, kl_coef: 0.1}",
+    "sampling={max_tokens: 6, group_size: 2}",
+    "optimizer={policy: {learning_rate: 1.0e-3}}",
+    "shaping={}",
+    "rewards={spread: {fn: 'pod_reward:spread'}}",
+    f"steps={STEPS}",
+    "data.train.count=64",
+    "data.prompts_per_step=8",
+    "length={min_tokens: 2, max_tokens: 4}",
+    "evaluation={prompts: 4, samples: 1, every_steps: 6}",
+    "checkpoint={every_steps: 5, keep: 100}",
+]
+REWARD = """
+def spread(rollout):
+    return (rollout.tokens * rollout.action_mask).sum(axis=-1) % 7 / 7.0
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reward(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "pod_reward.py").write_text(REWARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        yield
+
+
+def run_here(folder):
+    """On four devices of this process."""
+    path = builtin_config(DEFAULT_CONFIG)
+    config = load_config(path, [*SETTINGS, f"run_dir={folder}"])
+    built = build(config, path.parent, jax.devices()[:4])
+    with jax.set_mesh(built.mesh):
+        Run(config, built, folder, Terminal(quiet=True), lambda: None).run()
+
+
+def params(folder, step=STEPS):
+    path = (folder / f"checkpoints/{step}/state").absolute()
+    files = ocp.PyTreeCheckpointer()
+    whole = ocp.RestoreArgs(restore_type=np.ndarray)
+    wanted = jax.tree.map(lambda _: whole, files.metadata(path).item_metadata.tree)
+    return files.restore(path, restore_args=wanted)["params"]
+
+
+def wait_for(step, folder, processes):
+    """Until the metrics of a step are recorded."""
+    path = folder / "metrics.jsonl"
+    while not (path.exists() and path.read_text().count("\n") >= step):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+
+
+def ended(process, seconds):
+    out, error = process.communicate(timeout=seconds)
+    lines = [line for line in error.splitlines() if line.startswith("rljax: ")]
+    return process.returncode, lines, out
+
+
+def test_two_processes_are_as_one_and_end_together(tmp_path):
+    alone, folder = tmp_path / "alone", tmp_path / "pod"
+    run_here(alone)
+
+    processes = pod(folder, *SETTINGS)
+    wait_for(2, folder, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    code, lines, out = ended(processes[0], 60)
+    assert (code, lines) == (75, [f"rljax: terminated; the same with run_dir={folder} resumes it"])
+    assert [json.loads(line)["event"] for line in out.splitlines()][:2] == ["processes", "start"]
+    assert ended(processes[1], 10) == (75, [], "")  # only process 0 prints
+    stopped = len(records(folder / "metrics.jsonl"))
+    assert 2 <= stopped < STEPS
+    assert {path.name for path in (folder / f"checkpoints/{stopped}/state").glob("ocdbt*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
+
+    processes = pod(folder, *SETTINGS)
+    wait_for(stopped + 1, folder, processes)
+    processes[0].kill()  # which all others depend on
+    began = time.monotonic()
+    code, (line,), _ = ended(processes[1], 60)
+    assert time.monotonic() - began < 30
+    processes[0].communicate()
+    assert code == 75
+    assert line.startswith("rljax: error: process 1: lost another process of this run")
+    assert f"it goes on from step {stopped}" in line or "it goes on from step" in line
+
+    run_here(folder)  # what two processes began, one goes on with
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        mine, theirs = records(alone / name), records(folder / name)
+        assert [record["step"] for record in mine] == [record["step"] for record in theirs]
+        for one, other in zip(mine, theirs, strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+    assert records(alone / "samples.jsonl") == records(folder / "samples.jsonl")
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), params(alone), params(folder)
+    )
