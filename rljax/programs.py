@@ -1,0 +1,328 @@
+"""Reading a compiled program's text: what its devices send to each other, and how often.
+
+The text is XLA's own, of the program of one device after all optimization. Loops are multiplied
+out: a collective in the body of a scan over 32 layers counts 32 times.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.+)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
+_SEES_THROUGH = ("copy", "bitcast", "convert", "reshape")
+
+
+class Instruction(NamedTuple):
+    """A line of a computation."""
+
+    name: str
+    shape: str  # of its result
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str  # from its operands to the end of the line
+    root: bool
+
+    @property
+    def scope(self) -> str:
+        """Where in the traced functions it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+
+class Collective(NamedTuple):
+    """Something that a group of devices does together."""
+
+    kind: str  # of KINDS
+    name: str
+    scope: str
+    shape: str  # of what one device has of it afterwards
+    group: tuple[int, ...]  # positions in the mesh, flattened, of the first group or ring
+    sent: int  # bytes out of a device, once
+    loops: tuple[int, ...]  # how often each loop around it turns, the outermost first
+
+    @property
+    def times(self) -> int:
+        """How often it happens in one run of the program."""
+        return math.prod(self.loops)
+
+    @property
+    def total(self) -> int:
+        """Bytes out of a device in one run of the program."""
+        return self.sent * self.times
+
+
+class Program:
+    """A compiled program, from its text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        self._header = text.partition("\n")[0]
+        lines: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if start := _COMPUTATION.match(line):
+                lines = self.computations[start[2]] = {}
+                self.entry = start[2] if start[1] else self.entry
+            elif found := _INSTRUCTION.match(line):
+                instruction = _instruction(found)
+                lines[instruction.name] = instruction
+        assert self.entry, "a program without an entry"
+
+    def walk(self) -> Iterator[tuple[Instruction, tuple[int, ...], str]]:
+        """Every instruction that runs, with the turns of the loops around it, and a scope: its own,
+        or that of what it is called by. Those inside of fusions are left out."""
+        yield from self._walk(self.entry, (), "")
+
+    def _walk(self, computation: str, loops: tuple[int, ...], caller: str):
+        for instruction in self.computations[computation].values():
+            scope = instruction.scope or caller
+            yield instruction, loops, scope
+            if instruction.opcode == "while":
+                condition, body = _condition_and_body(instruction)
+                turns = (*loops, self.turns(computation, instruction))
+                yield from self._walk(condition, turns, scope)
+                yield from self._walk(body, turns, scope)
+            elif instruction.opcode in ("call", "conditional", "async-start"):
+                for called in _called(instruction):
+                    yield from self._walk(called, loops, scope)
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """All that devices send to each other."""
+        devices = int(_first(r"num_partitions=(\d+)", self._header, "1"))
+        found = []
+        for instruction, loops, scope in self.walk():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                group = _group(instruction, devices)
+                shape = _result(instruction)
+                found.append(
+                    Collective(
+                        kind, instruction.name, scope, shape, group, _sent(kind, shape, group), loops
+                    )
+                )
+        return [one for one in found if len(one.group) > 1]
+
+    def turns(self, computation: str, loop: Instruction) -> int:
+        """How often a loop turns: as the compiler notes it, or at most, from the number that its
+        counter is compared with; 1 if there is no such number."""
+        known = _first(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+        if known:
+            return int(known)
+        condition, body = _condition_and_body(loop)
+        bounds = []
+        for counter, limit in self._bounds(condition, {}):
+            steps = max(self._step(body, counter), 1)
+            start = self._start(computation, loop, counter)
+            bounds.append(max(-(-(limit - start) // steps), 0))
+        return min(bounds, default=1)
+
+    def _bounds(self, computation: str, given: dict[int, object]) -> list[tuple[int, int]]:
+        """(counter, limit) of the comparisons counter < limit that a condition makes, in a fusion
+        or not; a counter is an index of the loop's tuple."""
+        found = []
+        for instruction in self.computations[computation].values():
+            values = [self._value(computation, name, given) for name in instruction.operands]
+            if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
+                left, right = values
+                if isinstance(left, tuple) and isinstance(right, int):
+                    found.append((left[0], right))
+            elif instruction.opcode == "fusion":
+                for called in _called(instruction):
+                    found += self._bounds(called, dict(enumerate(values)))
+        return found
+
+    def _value(self, computation: str, name: str, given: dict[int, object]) -> object:
+        """An int for a constant, (index,) for an entry of the loop's tuple, else None."""
+        instruction = self.computations[computation].get(name)
+        if instruction is None:
+            return None
+        if instruction.opcode in _SEES_THROUGH:
+            return self._value(computation, instruction.operands[0], given)
+        if instruction.opcode == "constant":
+            number = _first(r"constant\((-?\d+)\)", instruction.rest)
+            return int(number) if number else None
+        if instruction.opcode == "parameter":
+            return given.get(int(_first(r"parameter\((\d+)\)", instruction.rest)))
+        if instruction.opcode == "get-tuple-element" and not given:
+            return (int(_first(r"index=(\d+)", instruction.rest)),)
+        return None
+
+    def _step(self, body: str, counter: int) -> int:
+        """What a turn adds to the counter; 1 if it cannot be told."""
+        lines = self.computations[body]
+        root = next(one for one in lines.values() if one.root)
+        if root.opcode != "tuple":
+            return 1
+        return self._added(body, root.operands[counter], {})
+
+    def _added(self, computation: str, name: str, given: dict[int, object]) -> int:
+        instruction = self.computations[computation].get(name)
+        if instruction is None:
+            return 1
+        if instruction.opcode in _SEES_THROUGH:
+            return self._added(computation, instruction.operands[0], given)
+        values = [self._value(computation, one, given) for one in instruction.operands]
+        if instruction.opcode == "add":
+            return next((value for value in values if isinstance(value, int)), 1)
+        if instruction.opcode == "fusion":
+            for called in _called(instruction):
+                lines = self.computations[called].values()
+                root = next(one for one in lines if one.root)
+                return self._added(called, root.name, dict(enumerate(values)))
+        return 1
+
+    def _start(self, computation: str, loop: Instruction, counter: int) -> int:
+        """What the counter begins with; 0 if it cannot be told."""
+        before = self.computations[computation].get(loop.operands[0])
+        if before is None or before.opcode != "tuple":
+            return 0
+        value = self._value(computation, before.operands[counter], {})
+        return value if isinstance(value, int) else 0
+
+
+def axes_of(group: tuple[int, ...], sizes: dict[str, int]) -> tuple[str, ...]:
+    """The axes of a mesh, by name with its size, along which the members of a group differ.
+
+    >>> axes_of((0, 2, 4), {"fsdp": 4, "tensor": 2})
+    ('fsdp',)
+    """
+    different = []
+    stride = math.prod(sizes.values())
+    for axis, size in sizes.items():
+        stride //= size
+        if len({member // stride % size for member in group}) > 1:
+            different.append(axis)
+    return tuple(different)
+
+
+def bytes_of(shape: str) -> int:
+    """Bytes of a shape such as ``bf16[8,128]{1,0}``, or of all in a tuple.
+
+    >>> bytes_of("(bf16[8,128]{1,0}, u32[])")
+    2052
+    """
+    return sum(_leaf_bytes(dtype, sizes) for dtype, sizes in _SHAPE.findall(shape))
+
+
+def _leaf_bytes(dtype: str, sizes: str) -> int:
+    bits = _BITS.get(dtype) if dtype in _BITS else int(_first(r"(\d+)", dtype, "0"))
+    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+
+
+def _instruction(found: re.Match) -> Instruction:
+    root, name, text = found.groups()
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opens = text.index("(")
+    closes = _closing(text, opens)
+    inside = re.sub(r"/\*.*?\*/", "", text[opens + 1 : closes])
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(
+        part.split()[-1] for part in inside.split(",") if re.search(r"[A-Za-z]", part)
+    )
+    return Instruction(name, shape, text[:opens], operands, text, bool(root))
+
+
+def _closing(text: str, opens: int) -> int:
+    """Where the parenthesis that opens at ``opens`` is closed."""
+    depth = 0
+    for at in range(opens, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+    raise ValueError(f"an open parenthesis in {text!r}")
+
+
+def _called(instruction: Instruction) -> list[str]:
+    found = []
+    for single, several in _CALLED.findall(instruction.rest):
+        found += [single] if single else re.findall(r"[\w.\-]+", several.replace("%", ""))
+    return found
+
+
+def _condition_and_body(loop: Instruction) -> tuple[str, str]:
+    return (
+        _first(r"condition=%?([\w.\-]+)", loop.rest),
+        _first(r"body=%?([\w.\-]+)", loop.rest),
+    )
+
+
+def _result(instruction: Instruction) -> str:
+    """The shape of what a collective gives, without the buffers of one that is started."""
+    leaves = re.findall(r"[a-z]\w*\[[\d,]*\]", instruction.shape)
+    if instruction.opcode == "all-gather-start":
+        leaves = leaves[len(leaves) // 2 :]
+    elif instruction.opcode == "collective-permute-start":
+        leaves = leaves[1:2]
+    return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})"
+
+
+def _sent(kind: str, shape: str, group: tuple[int, ...]) -> int:
+    """Bytes that a device sends at least, from what it has afterwards: around a ring, each."""
+    size, members = bytes_of(shape), len(group)
+    return {
+        "all-gather": size * (members - 1) // members,
+        "all-reduce": 2 * size * (members - 1) // members,
+        "reduce-scatter": size * (members - 1),
+        "all-to-all": size * (members - 1) // members,
+        "collective-permute": size,
+    }[kind]
+
+
+def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
+    """The first group of a collective, or the devices of its first ring."""
+    text = instruction.rest
+    if pairs := _first(r"source_target_pairs=\{(.*?)\}\}", text):
+        following = dict(
+            tuple(int(one) for one in pair)
+            for pair in re.findall(r"(\d+),(\d+)", pairs)
+        )
+        start = next(iter(following))
+        ring = [start]
+        while (after := following.get(ring[-1], start)) not in ring:
+            ring.append(after)
+        return tuple(ring)
+    if listed := _first(r"replica_groups=\{\{([\d,]*)\}", text):
+        return tuple(int(one) for one in listed.split(","))
+    if counted := re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+    ):
+        sizes = [int(one) for one in counted[3].split(",")]
+        order = [int(one) for one in counted[4].split(",")] if counted[4] else range(len(sizes))
+        return tuple(itertools.islice(_transposed(sizes, list(order)), int(counted[2])))
+    if named := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", text):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        along = re.findall(r"'(\w+)'(?!:)", named[2])
+        if len(along) == named[2].count("'") // 2:
+            strides = _strides(list(sizes.values()))
+            of = dict(zip(sizes, strides, strict=True))
+            spans = [range(0, sizes[axis] * of[axis], of[axis]) for axis in along]
+            return tuple(sum(offsets) for offsets in itertools.product(*spans))
+    return tuple(range(devices))
+
+
+def _transposed(sizes: list[int], order: list[int]) -> Iterator[int]:
+    """0, 1, … of an array of ``sizes``, as they stand after its axes are transposed."""
+    strides = _strides(sizes)
+    spans = [range(0, sizes[axis] * strides[axis], strides[axis]) for axis in order]
+    return (sum(offsets) for offsets in itertools.product(*spans))
+
+
+def _strides(sizes: list[int]) -> list[int]:
+    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+
+
+def _first(pattern: str, text: str, default: str = "") -> str:
+    found = re.search(pattern, text)
+    return found[1] if found else default
