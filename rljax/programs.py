@@ -4,6 +4,7 @@ The text is XLA's own, of the program of one device after all optimization. Loop
 out: a collective in the body of a scan over 32 layers counts 32 times.
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -40,16 +41,25 @@ class Instruction(NamedTuple):
         return found[1] if found else ""
 
 
+class Running(NamedTuple):
+    """An instruction where it runs."""
+
+    instruction: Instruction
+    loops: tuple[int, ...]  # how often each loop around it turns, the outermost first
+    scope: str  # its own, or else that of what it is called by
+    outermost: str  # the name of the first of these loops, if there is one
+
+
 class Collective(NamedTuple):
     """Something that a group of devices does together."""
 
     kind: str  # of KINDS
-    name: str
     scope: str
+    outermost: str
     shape: str  # of what one device has of it afterwards
     group: tuple[int, ...]  # positions in the mesh, flattened, of the first group or ring
     sent: int  # bytes out of a device, once
-    loops: tuple[int, ...]  # how often each loop around it turns, the outermost first
+    loops: tuple[int, ...]  # as of Running
 
     @property
     def times(self) -> int:
@@ -79,39 +89,51 @@ class Program:
                 lines[instruction.name] = instruction
         assert self.entry, "a program without an entry"
 
-    def walk(self) -> Iterator[tuple[Instruction, tuple[int, ...], str]]:
-        """Every instruction that runs, with the turns of the loops around it, and a scope: its own,
-        or that of what it is called by. Those inside of fusions are left out."""
-        yield from self._walk(self.entry, (), "")
+    def walk(self) -> Iterator[Running]:
+        """Every instruction that runs, but for those inside of fusions."""
+        yield from self._walk(self.entry, (), "", "")
 
-    def _walk(self, computation: str, loops: tuple[int, ...], caller: str):
+    def _walk(self, computation: str, loops: tuple[int, ...], scope: str, outermost: str):
         for instruction in self.computations[computation].values():
-            scope = instruction.scope or caller
-            yield instruction, loops, scope
+            own = instruction.scope or scope
+            yield Running(instruction, loops, own, outermost)
             if instruction.opcode == "while":
-                condition, body = _condition_and_body(instruction)
                 turns = (*loops, self.turns(computation, instruction))
-                yield from self._walk(condition, turns, scope)
-                yield from self._walk(body, turns, scope)
+                for called in _condition_and_body(instruction):
+                    yield from self._walk(called, turns, own, outermost or instruction.name)
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in _called(instruction):
-                    yield from self._walk(called, loops, scope)
+                    yield from self._walk(called, loops, own, outermost)
+
+    def stages(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Which of the named scopes each outermost loop that communicates, or has loops in it,
+        belongs to: that of most of its instructions."""
+        votes: dict[str, collections.Counter] = {}
+        large = set()
+        for instruction, _, scope, outermost in self.walk():
+            if outermost:
+                votes.setdefault(outermost, collections.Counter())[scope_in(scope, names)] += 1
+                if instruction.opcode == "while" or _kind(instruction) in KINDS:
+                    large.add(outermost)
+        for counts in votes.values():
+            del counts[""]
+        return {
+            loop: counts.most_common(1)[0][0]
+            for loop, counts in votes.items()
+            if loop in large and counts
+        }
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
         """All that devices send to each other."""
         devices = int(_first(r"num_partitions=(\d+)", self._header, "1"))
         found = []
-        for instruction, loops, scope in self.walk():
-            kind = instruction.opcode.removesuffix("-start")
+        for instruction, loops, scope, outermost in self.walk():
+            kind = _kind(instruction)
             if kind in KINDS:
-                group = _group(instruction, devices)
-                shape = _result(instruction)
-                found.append(
-                    Collective(
-                        kind, instruction.name, scope, shape, group, _sent(kind, shape, group), loops
-                    )
-                )
+                group, shape = _group(instruction, devices), _result(instruction)
+                sent = _sent(kind, shape, group)
+                found.append(Collective(kind, scope, outermost, shape, group, sent, loops))
         return [one for one in found if len(one.group) > 1]
 
     def turns(self, computation: str, loop: Instruction) -> int:
@@ -192,6 +214,15 @@ class Program:
         return value if isinstance(value, int) else 0
 
 
+def scope_in(scope: str, names: tuple[str, ...]) -> str:
+    """The first part of a scope that is one of the names, or "".
+
+    >>> scope_in("jit(step)/update/while/body/dot", ("sample", "update"))
+    'update'
+    """
+    return next((part for part in scope.split("/") if part in names), "")
+
+
 def axes_of(group: tuple[int, ...], sizes: dict[str, int]) -> tuple[str, ...]:
     """The axes of a mesh, by name with its size, along which the members of a group differ.
 
@@ -244,6 +275,10 @@ def _closing(text: str, opens: int) -> int:
     raise ValueError(f"an open parenthesis in {text!r}")
 
 
+def _kind(instruction: Instruction) -> str:
+    return instruction.opcode.removesuffix("-start")
+
+
 def _called(instruction: Instruction) -> list[str]:
     found = []
     for single, several in _CALLED.findall(instruction.rest):
@@ -285,8 +320,7 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
     text = instruction.rest
     if pairs := _first(r"source_target_pairs=\{(.*?)\}\}", text):
         following = dict(
-            tuple(int(one) for one in pair)
-            for pair in re.findall(r"(\d+),(\d+)", pairs)
+            tuple(int(one) for one in pair) for pair in re.findall(r"(\d+),(\d+)", pairs)
         )
         start = next(iter(following))
         ring = [start]
