@@ -1,46 +1,93 @@
-"""Where arrays live: the mesh, the one table of rules, and the shardings that follow from them.
+"""Where arrays live: the mesh, the tables of rules, and the shardings that follow from them.
 
-Parameters name *logical* axes (``embed``, ``heads``, ``mlp``, …). ``RULES`` alone maps these to the
-mesh's axes; XLA derives all communication from there. An axis whose size the mesh does not divide
-stays whole on every device.
+Parameters and activations name *logical* axes (``embed``, ``heads``, ``rows``, …). A table of rules
+alone maps these to the mesh's axes; XLA derives all communication from there. An axis whose size
+the mesh does not divide stays whole on every device.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 
-BATCH = ("data", "fsdp")  # rows of a batch are spread over both
+Axes = tuple[str | None, ...]  # logical, of one array
+Rules = Mapping[
+    str | None, tuple[str, ...]
+]  # of each logical axis: the mesh axes it is spread over
 
-RULES: dict[str | None, str | None] = {
-    None: None,
-    "layers": None,
-    "head_dim": None,
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "experts": "tensor",  # whole experts on a device each, so that no product is split
-    "expert_mlp": None,
-}
+TRAINING: Rules = MappingProxyType(
+    {
+        None: (),
+        "layers": (),
+        "head_dim": (),
+        "embed": ("sequence", "fsdp", "expert"),
+        "vocab": ("tensor",),
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "mlp": ("tensor",),
+        "experts": ("expert", "tensor"),  # whole ones on a device, so that no product is split
+        "expert_mlp": (),
+        "rows": ("data", "fsdp", "expert"),
+        "columns": ("sequence",),
+    }
+)
+"""Of a forward and backward pass over whole rows. Matrices are gathered layer by layer."""
+
+_SPLIT = dict.fromkeys(("vocab", "heads", "kv_heads", "mlp"), ("tensor", "sequence"))
+SAMPLING: Rules = MappingProxyType(
+    {**TRAINING, **_SPLIT, "experts": ("expert", "tensor", "sequence"), "embed": (), "columns": ()}
+)
+"""Of decoding, a column at a time: no matrix is gathered then, as each would be for every token.
+What the rows are spread over holds copies; the sequence axis splits heads as the tensor axis does.
+"""
+
+GATHERED: Rules = MappingProxyType({**TRAINING, "embed": ("sequence",)})
+"""Between the two: XLA moves parameters from one to the other by way of this one alone without
+having them whole on every device."""
+
+MOMENTS: Rules = MappingProxyType({**TRAINING, "embed": (*TRAINING["embed"], "data")})
+"""Of the optimizer's state, which only the update reads, once: no device needs a copy (ZeRO-1)."""
+
+STREAM: Axes = ("rows", "columns", None)  # of what flows from layer to layer
 
 
 def make_mesh(
-    devices: list | None = None, /, *, data: int = -1, fsdp: int = 1, tensor: int = 1
+    devices: list | None = None,
+    /,
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    expert: int = 1,
+    sequence: int = 1,
+    tensor: int = 1,
 ) -> Mesh:
-    """A mesh over ``devices`` (default: all of them) with axes data × fsdp × tensor.
+    """A mesh over ``devices`` (default: all of them).
 
-    One size may be −1: it takes what the others leave. Raises ``UserError`` if the sizes do not
-    multiply to the number of devices.
+    One size may be −1: it takes what the others leave. Devices of several slices, whose network is
+    slower than that within a slice, are laid out so that only ``data``, and then ``fsdp``, reaches
+    from one to another.
+
+    Args:
+      data: copies of the parameters, each with rows of its own.
+      fsdp: parameters, and rows, are spread over it.
+      expert: experts are spread over it, and rows and other parameters as over ``fsdp``.
+      sequence: the columns of long rows are spread over it.
+      tensor: heads, MLPs and the vocabulary are split over it.
+
+    Raises ``UserError`` if the sizes do not multiply to the number of devices, or do not divide
+    over the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = dict(zip(MESH_AXES, (data, fsdp, expert, sequence, tensor), strict=True))
+    given = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     if bad or list(sizes.values()).count(-1) > 1:
         raise UserError(f"mesh sizes must be positive, and at most one may be -1; got {sizes}")
@@ -48,29 +95,66 @@ def make_mesh(
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} "
-            f"device(s): the sizes must multiply to {len(devices)} (-1 takes what is left)"
+            f"a mesh of {given or 'one device'} does not fit {len(devices)} device(s): the sizes "
+            f"must multiply to {len(devices)} (-1 takes what is left)"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
-
-
-def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
-    """The ``PartitionSpec`` of one parameter from its logical axes and its shape."""
-    names = (RULES[axis] for axis in axes)
-    return PartitionSpec(
-        *(
-            n if n and size % mesh.shape[n] == 0 else None
-            for n, size in zip(names, shape, strict=True)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    split = {"allow_split_physical_axes": True}  # an axis need not be one of the network's
+    if slices == 1:
+        laid_out = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    else:
+        across = _across_slices(sizes, slices)
+        within = tuple(size // across[axis] for axis, size in sizes.items())
+        laid_out = mesh_utils.create_hybrid_device_mesh(
+            within, tuple(across.values()), devices, **split
         )
-    )
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def param_shardings(axes: PyTree, abstract: PyTree, mesh: Mesh) -> PyTree:
+def _across_slices(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """How much of each axis reaches from slice to slice."""
+    data = math.gcd(sizes["data"], slices)
+    fsdp = math.gcd(sizes["fsdp"], slices // data)
+    if data * fsdp != slices:
+        raise UserError(
+            f"mesh: the devices are in {slices} slices, and only data and fsdp reach from one to "
+            f"another: data={sizes['data']} x fsdp={sizes['fsdp']} does not divide over them"
+        )
+    return {axis: {"data": data, "fsdp": fsdp}.get(axis, 1) for axis in sizes}
+
+
+def partition_spec(
+    axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = TRAINING
+) -> PartitionSpec:
+    """The ``PartitionSpec`` of one array from its logical axes and its shape.
+
+    Each axis is spread over the first of its rule's mesh axes, as many as divide its size and as
+    no axis before it has taken.
+    """
+    taken: set[str] = set()
+    spec = []
+    for name, size in zip(axes, shape, strict=True):
+        over: list[str] = []
+        for axis in rules[name]:
+            if axis in taken or mesh.shape[axis] == 1:
+                continue
+            if size % (mesh.shape[axis] * math.prod(mesh.shape[other] for other in over)):
+                break
+            over.append(axis)
+        taken.update(over)
+        spec.append(tuple(over) if len(over) > 1 else over[0] if over else None)
+    return PartitionSpec(*spec)
+
+
+def spread_over(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that an entry of a ``PartitionSpec`` names."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def param_shardings(axes: PyTree, abstract: PyTree, mesh: Mesh, rules: Rules = TRAINING) -> PyTree:
     """A tree of ``NamedSharding`` for parameters of logical ``axes`` and ``abstract`` shapes."""
     return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)),
+        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules)),
         abstract,
         axes,
     )
@@ -81,42 +165,49 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch, spread over the data and fsdp axes."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    """Rows of a batch, spread as the rules say."""
+    return NamedSharding(mesh, PartitionSpec(TRAINING["rows"]))
 
 
-def spread_rows(tree: PyTree, axis: int = 0) -> PyTree:
-    """Inside a compiled function: constrain ``axis`` of every array to lie as rows do.
+def lay(x: jax.Array, axes: Axes, rules: Rules = TRAINING) -> jax.Array:
+    """Inside a compiled function: constrains an array of logical ``axes`` to lie by the rules.
 
     Without a mesh in context (``jax.set_mesh``) nothing is constrained.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh, rules))
+
+
+def lay_tree(tree: PyTree, axes: PyTree, rules: Rules) -> PyTree:
+    """``lay``, for parameters with a tree of their axes."""
+    return jax.tree.map(lambda leaf, names: lay(leaf, names, rules), tree, axes)
+
+
+def spread_rows(tree: PyTree, axis: int = 0) -> PyTree:
+    """Inside a compiled function: constrain ``axis`` of every array to lie as rows do."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    spec = PartitionSpec(*(None,) * axis, BATCH)
+    spec = PartitionSpec(*(None,) * axis, TRAINING["rows"])
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
 def split_rows(tree: PyTree, parts: int) -> PyTree:
     """Every array [B, ...] as [parts, B / parts, ...], the rows of each part spread as rows are."""
-    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), spread_rows(tree))
     return spread_rows(split, axis=1)
 
 
-def gather_table(table: jax.Array) -> jax.Array:
-    """An embedding table, whole on every device, as a gather over its rows needs it."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return table
-    return jax.lax.with_sharding_constraint(table, PartitionSpec())
-
-
-def row_axes(mesh: Mesh | AbstractMesh, rows: int) -> tuple[str, ...] | None:
-    """The mesh axes that ``rows`` rows can be spread over; None if they do not divide."""
-    return BATCH if rows % row_shards(mesh) == 0 else None
+def column_shards() -> int:
+    """Over how many shards the mesh in context spreads the columns of rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in TRAINING["columns"])
 
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many shards the rows of a batch are spread."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    return math.prod(mesh.shape[axis] for axis in TRAINING["rows"])
 
 
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:

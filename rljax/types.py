@@ -155,6 +155,8 @@ class Model(NamedTuple):
     head: Callable[[Params, Array], Array]
     init_cache: Callable[[int, int], Cache]  # (rows, columns) -> an empty one
     axes: Params  # a tree like the parameters, of tuples of names
+    # Parameters in the types that ``apply`` and ``head`` would cast them to, for many calls.
+    cast: Callable[[Params], Params] = lambda params: params
 
 
 class Role(NamedTuple):

@@ -4,10 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from rljax.sharding import RULES, row_axes
+from rljax.sharding import STREAM, TRAINING, Rules, partition_spec, spread_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +29,20 @@ def route(
     return chosen, weights
 
 
-def apply_experts(x: Float[Array, "B T D"], chosen, weights, mlp, matrices):
+def apply_experts(
+    x: Float[Array, "B T D"], chosen, weights, mlp, matrices, rules: Rules = TRAINING
+):
     """Σ weight · expert(x) over each token's experts.
 
-    On a mesh every device takes the rows and the experts that it holds, and the sum over experts
-    is all that is communicated.
+    On a mesh every device takes the experts that it holds. Devices that hold other experts, and
+    other rows, exchange their rows before and the sums over experts after.
 
     Args:
       chosen, weights: [B, T, k].
       mlp: (rows [N, D], multiply) -> [N, D], where ``multiply(rows, name)`` is the product of each
         row with its own expert's matrix.
       matrices: by name, [E, in, out].
+      rules: where they all lie.
     """
     count = next(iter(matrices.values())).shape[0]
 
@@ -63,20 +65,26 @@ def apply_experts(x: Float[Array, "B T D"], chosen, weights, mlp, matrices):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(x, chosen, weights, matrices, 0)
-    axis = RULES["experts"]
-    split = count % mesh.shape[axis] == 0
-    rows = PartitionSpec(row_axes(mesh, x.shape[0]))
+    rows = partition_spec(STREAM, x.shape, mesh, rules)
+    matrix = partition_spec(("experts", None, None), (count, 1, 1), mesh, rules)
+    over = spread_over(matrix[0])
+    of_rows = [axis for axis in over if axis in spread_over(rows[0])]  # other rows there as well
+    copies = tuple(axis for axis in over if axis not in of_rows)
 
     def sharded(x, chosen, weights, matrices):
-        if not split:
-            return local(x, chosen, weights, matrices, 0)
         held = next(iter(matrices.values())).shape[0]
-        out = local(x, chosen, weights, matrices, jax.lax.axis_index(axis) * held)
-        return jax.lax.psum(out, axis)
+        first = jax.lax.axis_index(over) * held if over else 0
+        for axis in of_rows:
+            x, chosen, weights = (
+                jax.lax.all_gather(y, axis, tiled=True) for y in (x, chosen, weights)
+            )
+        out = local(x, chosen, weights, matrices, first)
+        if copies:
+            out = jax.lax.psum(out, copies)
+        for axis in of_rows:
+            out = jax.lax.psum_scatter(out, axis, tiled=True)
+        return out
 
     return jax.shard_map(
-        sharded,
-        in_specs=(rows, rows, rows, PartitionSpec(axis if split else None)),
-        out_specs=rows,
-        check_vma=False,
+        sharded, in_specs=(rows, rows, rows, matrix), out_specs=rows, check_vma=False
     )(x, chosen, weights, matrices)

@@ -13,17 +13,20 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from rljax.models.attention import attention, softcapped
 from rljax.models.experts import Experts, apply_experts, route
 from rljax.models.rope import Rope, rotate, turns
-from rljax.sharding import gather_table, spread_rows
+from rljax.sharding import SAMPLING, STREAM, TRAINING, column_shards, lay
 from rljax.types import Cache, Model, Params
 
 REMAT = {  # by name; "none" wraps nothing
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+QUERIES = ("rows", "columns", "heads", None)  # logical axes
+KEYS = ("rows", "kv_heads", None, None)  # and of values
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}
 
 
@@ -164,8 +167,9 @@ class GatedMLP(nnx.Module):
         self.down = make(hidden, width, lora=_adapters(config, "down"))
         self.activate = ACTIVATIONS[config.activation]
 
-    def __call__(self, x):
-        return self.down(self.activate(self.gate(x)) * self.up(x))
+    def __call__(self, x, rules):
+        hidden = self.activate(self.gate(x)) * self.up(x)
+        return self.down(lay(hidden, ("rows", "columns", "mlp"), rules))
 
 
 class MixtureMLP(nnx.Module):
@@ -179,7 +183,7 @@ class MixtureMLP(nnx.Module):
         self.down = _normal(rngs, std, *outward)
         self.experts, self.activate = experts, ACTIVATIONS[config.activation]
 
-    def __call__(self, x):
+    def __call__(self, x, rules):
         logits = _multiply(x, self.router[...]).astype(jnp.float32)
         chosen, weights = route(logits, self.experts)
 
@@ -188,7 +192,7 @@ class MixtureMLP(nnx.Module):
             return multiply(hidden, "down")
 
         matrices = {"gate": self.gate[...], "up": self.up[...], "down": self.down[...]}
-        return apply_experts(x, chosen, weights, mlp, matrices)
+        return apply_experts(x, chosen, weights, mlp, matrices, rules)
 
 
 class Block(nnx.Module):
@@ -201,11 +205,11 @@ class Block(nnx.Module):
             self.attention_post_norm, self.mlp_post_norm = RMSNorm(config), RMSNorm(config)
         self.norms, self.scale = config.norms, config.residual_scale
 
-    def __call__(self, x, rope, attend):
+    def __call__(self, x, rope, attend, rules):
         before, after = self.norms in ("before", "both"), self.norms in ("after", "both")
         y, cache = self.attention(self.attention_norm(x) if before else x, rope, attend)
         x = self._add(x, self.attention_post_norm(y) if after else y)
-        y = self.mlp(self.mlp_norm(x) if before else x)
+        y = self.mlp(self.mlp_norm(x) if before else x, rules)
         return self._add(x, self.mlp_post_norm(y) if after else y), cache
 
     def _add(self, x, y):
@@ -255,10 +259,13 @@ class Decoder(nnx.Module):
             there = there & (segments[:, :, None] == segments[:, None])
         visible = jnp.stack([there & _within(distance, kind.window) for kind in kinds])
         kind_of = jnp.array([kinds.index(kind) for kind in config.attends])
-        x = gather_table(self.embed[...])[tokens].astype(config.dtype)
+        rules = TRAINING if cache is None else SAMPLING
+        table = lay(self.embed[...], ("vocab", None), rules)  # rows whole, as a gather needs them
+        x = table[tokens].astype(config.dtype)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
-        x = spread_rows(x)
+        x = lay(x, STREAM, rules)
+        divisor = config.attention_divisor or math.sqrt(config.head_dim)
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
@@ -268,15 +275,17 @@ class Decoder(nnx.Module):
             rope, seen = ropes[kind], visible[kind]
 
             def attend(q, k, v):
-                k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-                if cache is None:
-                    return _attention(q, k, v, seen, config), None
-                written = _write(cache, k, v, index, column)
-                keys, values = written.keys[index], written.values[index]
-                return _attention(q, keys, values, seen, config), written
+                # Each query sees the keys of all columns, wherever these lie.
+                k, v = (lay(y.swapaxes(1, 2), KEYS, rules) for y in (k, v))
+                written = None if cache is None else _write(cache, k, v, index, column)
+                if written is not None:
+                    k, v = written.keys[index], written.values[index]
+                q = lay(q, QUERIES, rules)
+                scale = {"divisor": divisor, "softcap": config.attention_softcap}
+                return attention(q, k, v, seen, **scale), written
 
-            x, cache = nnx.merge(definition, params)(x, rope, attend)
-            return (x, cache), None
+            x, cache = nnx.merge(definition, params)(x, rope, attend, rules)
+            return (lay(x, STREAM, rules), cache), None
 
         if config.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
@@ -296,7 +305,8 @@ class Decoder(nnx.Module):
             return out[..., 0]
         if self.config.logit_divisor != 1.0:
             out = out / self.config.logit_divisor
-        return _softcap(out, self.config.logit_softcap)
+        cap = self.config.logit_softcap
+        return out if cap is None else softcapped(out, cap)
 
 
 def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model:
@@ -326,8 +336,14 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         axes = variable.get_metadata()["axes"]
         return axes if variable.ndim == len(axes) else ("layers", *axes)
 
+    def cast(params):
+        def at(path, leaf):
+            return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)  # norms: float32
+
+        return jax.tree.map_with_path(at, params)
+
     axes = jax.tree.map(axes_of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes))
+    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast)
 
 
 def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
@@ -355,9 +371,11 @@ def _adapters(config: DecoderConfig, name: str) -> LoRA | None:
 def _multiply(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
     """Contracts the last ``inputs`` axes of x with the first of ``weight``, in the dtype of x.
 
-    As one flat matrix product: XLA's CPU backend takes twice as long for the weight's gradient of
-    a batched one, whose operands it transposes.
+    As one flat matrix product, unless columns are spread over the mesh: XLA's CPU backend takes
+    twice as long for the weight's gradient of a batched one, whose operands it transposes.
     """
+    if column_shards() > 1:
+        return jnp.tensordot(x, weight.astype(x.dtype), inputs)
     size = math.prod(weight.shape[:inputs])
     flat = x.reshape(-1, size) @ weight.reshape(size, -1).astype(x.dtype)
     return flat.reshape(*x.shape[:-inputs], *weight.shape[inputs:])
@@ -374,37 +392,9 @@ def _within(distance, window: int | None):
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def _softcap(x, cap: float | None):
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
 def _write(cache: Cache, k, v, layer, column) -> Cache:
     def write(old, new):
         start = (layer, 0, 0, column, 0)
         return jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
 
     return Cache(write(cache.keys, k), write(cache.values, v))
-
-
-def _attention(
-    q: Float[Array, "B T H h"],
-    keys: Float[Array, "B K S h"],
-    values: Float[Array, "B K S h"],
-    visible: Bool[Array, "B T S"],
-    config: DecoderConfig,
-) -> Float[Array, "B T H h"]:
-    """Grouped-query attention; the queries that share a key head are stacked as rows of one
-    matrix product."""
-    rows, queries, heads, head_dim = q.shape
-    kv_heads, columns = keys.shape[1:3]
-    stacked = (rows, kv_heads, -1, head_dim)
-    q = q.reshape(rows, queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4).reshape(stacked)
-    scores = jnp.einsum("bkth,bksh->bkts", q, keys, preferred_element_type=jnp.float32)
-    divisor = config.attention_divisor or math.sqrt(head_dim)
-    scores = scores.reshape(rows, kv_heads, -1, queries, columns) / divisor
-    scores = _softcap(scores, config.attention_softcap)
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)
-    weights = weights.astype(q.dtype).reshape(rows, kv_heads, -1, columns)
-    mixed = jnp.einsum("bkts,bksh->bkth", weights, values)
-    mixed = mixed.reshape(rows, kv_heads, -1, queries, head_dim).transpose(0, 3, 1, 2, 4)
-    return mixed.reshape(rows, queries, heads, head_dim)

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from rljax.errors import UserError
 from rljax.models import extend_cache
 from rljax.sampling.filters import make_filter
-from rljax.sharding import spread_rows
+from rljax.sharding import GATHERED, SAMPLING, lay, lay_tree, spread_rows
 from rljax.types import Cache, Model, Params, Prompts, Rollout
+
+CACHE = ("layers", "rows", "kv_heads", None, None)  # logical axes
 
 
 class Decoding(NamedTuple):
@@ -66,6 +68,9 @@ def sample(
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
 
+    params = model.cast(params)  # all this once, and not for every token
+    for rules in (GATHERED, SAMPLING):
+        params = lay_tree(params, model.axes, rules)
     hidden, cache = model.apply(
         params, prompts.tokens, prompts.mask, model.init_cache(count, width)
     )
@@ -80,7 +85,7 @@ def sample(
         action_mask=zeros.astype(bool),
         ended=jnp.zeros(rows, bool),
         logits=repeat(model.head(params, hidden[:, -1])),
-        cache=jax.tree.map(lambda x: spread_rows(x, axis=1), cache),
+        cache=jax.tree.map(lambda x: lay(x, CACHE, SAMPLING), cache),
     )
 
     def proceed(state: Decoding):

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from rljax.sharding import param_shardings, replicated
+from rljax.sharding import MOMENTS, TRAINING, param_shardings, replicated
 from rljax.types import Optimizers, Params, TrainState
 
 
@@ -40,23 +40,24 @@ def state_shardings(
     mesh: Mesh,
 ) -> TrainState:
     """A tree of shardings like the state: parameters by the rule table, from the logical ``axes``
-    of each tree, the optimizer's moments like their parameters, and the rest whole on every
-    device."""
+    of each tree, the optimizer's moments by theirs, and the rest whole on every device."""
     whole = replicated(mesh)
 
-    def of(params: dict[str, Params]):
-        return {name: param_shardings(axes[name], tree, mesh) for name, tree in params.items()}
+    def of(params: dict[str, Params], rules=TRAINING):
+        return {
+            name: param_shardings(axes[name], tree, mesh, rules) for name, tree in params.items()
+        }
 
     def moments(role: str):
         return optax.tree.map_params(
             optimizers[role],
             lambda _, sharding: sharding,
             abstract.opt_state[role],
-            params[role],
+            spread[role],
             transform_non_params=lambda _: whole,
         )
 
-    params = of(abstract.params)
+    params, spread = of(abstract.params), of(abstract.params, MOMENTS)
     return TrainState(
         step=whole,
         key=whole,

@@ -27,12 +27,15 @@ class TrainStep:
 
     def draw_step(self, state: TrainState, batch: PyTree) -> PyTree:
         """What is to be learned from: a rollout of the batch's prompts, or the batch itself."""
-        return self.draw(state, batch, _keys(state)[0])
+        with jax.named_scope("sample"):
+            return self.draw(state, batch, _keys(state)[0])
 
     def learn(self, state: TrainState, drawn: PyTree) -> tuple[TrainState, Metrics]:
         """The new state, and metrics."""
-        experience, shaping, collected = self.appraise(state, drawn)
-        new_state, updated = self.update(state, experience, _keys(state)[1])
+        with jax.named_scope("score"):
+            experience, shaping, collected = self.appraise(state, drawn)
+        with jax.named_scope("update"):
+            new_state, updated = self.update(state, experience, _keys(state)[1])
         new_state = new_state.replace(step=state.step + 1, shaping=shaping)
         return new_state, collected | updated | state_metrics(shaping)
 

@@ -99,17 +99,22 @@ def test_gradients_are_those_of_the_dense_mixture():
 
 @pytest.mark.parametrize("count", [COUNT, 6])  # of six no device of four or eight holds a part
 @pytest.mark.parametrize("rows", [ROWS, 3])  # three are not spread over two
-@pytest.mark.parametrize(("data", "tensor"), [(1, 8), (2, 4)])
-def test_eight_devices_give_what_one_gives(data, tensor, rows, count):
+@pytest.mark.parametrize(
+    "sizes",
+    [{"tensor": 8}, {"data": 2, "tensor": 4}, {"data": 2, "expert": 4}, {"expert": 2, "tensor": 4}],
+    ids=str,
+)
+def test_eight_devices_give_what_one_gives(sizes, rows, count):
     x, weights = X[:rows], WEIGHTS[:rows]
     chosen = CHOSEN[:rows] % count
     matrices = {name: matrix[:count] for name, matrix in MATRICES.items()}
-    with jax.set_mesh(make_mesh(data=data, tensor=tensor)):
+    with jax.set_mesh(make_mesh(**{"data": 1} | sizes)):
         out = mix(x, chosen, weights, matrices)
     assert_close(out, loop(x, chosen, weights, matrices))
 
 
-def test_gradients_on_eight_devices_are_those_on_one():
-    with jax.set_mesh(make_mesh(data=2, tensor=4)):
+@pytest.mark.parametrize("sizes", [{"tensor": 4}, {"expert": 4}], ids=str)
+def test_gradients_on_eight_devices_are_those_on_one(sizes):
+    with jax.set_mesh(make_mesh(data=2, **sizes)):
         spread = jax.grad(loss, (0, 1, 2))(X, WEIGHTS, MATRICES)
     jax.tree.map(assert_close, spread, jax.grad(loss, (0, 1, 2))(X, WEIGHTS, MATRICES))

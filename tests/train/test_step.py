@@ -29,10 +29,12 @@ def one_device():
     return train(tiny_build(*GROUPS))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    ["data: 8", "data: 2, fsdp: 2, tensor: 2", "fsdp: 2, sequence: 2, tensor: 2", "sequence: 4"],
+)
 def test_eight_devices_equal_one(one_device, sizes):
-    mesh = "mesh={{data: {}, fsdp: {}, tensor: {}}}".format(*sizes)
-    assert_same(one_device, train(tiny_build(*GROUPS, mesh, devices=8)))
+    assert_same(one_device, train(tiny_build(*GROUPS, f"mesh={{{sizes}}}", devices=8)))
 
 
 def test_groups_that_are_sampled_anew_on_eight_devices_equal_one():
@@ -76,8 +78,10 @@ def test_the_state_is_sharded_by_the_rule_table():
     )
     gate = state.params["policy"]["layers"]["mlp"]["gate"]["kernel"]  # [layers, embed, mlp]
     moment = state.opt_state["policy"][1][0].mu["layers"]["mlp"]["gate"]["kernel"]
-    for array in (gate, moment, state.frozen["reference"]["layers"]["mlp"]["gate"]["kernel"]):
+    reference = state.frozen["reference"]["layers"]["mlp"]["gate"]["kernel"]
+    for array in (gate, reference):
         assert array.sharding.shard_shape(array.shape) == (2, 16 // 2, 32 // 2)
+    assert moment.sharding.shard_shape(moment.shape) == (2, 16 // 4, 32 // 2)  # over data too
 
 
 def test_microbatches_change_nothing(one_device):
