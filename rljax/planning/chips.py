@@ -75,13 +75,22 @@ def slice_sizes(chip: Chip) -> list[int]:
     return [_chips(shape) for shape in chip.shapes]
 
 
-def slice_shape(chip: Chip, count: int) -> str:
-    """The shape, such as 4x4x4, of a slice of ``count`` chips. Raises ``UserError``."""
+def slices_of(chip: Chip, count: int) -> tuple[str, int]:
+    """The shape, such as 4x4x4, of the slices that ``count`` chips are rented as, and their number.
+
+    Raises ``UserError`` if there are none such.
+    """
     shapes = {_chips(shape): shape for shape in chip.shapes}
-    if count not in shapes:
-        sizes = ", ".join(str(size) for size in shapes)
-        raise UserError(f"{chip.name} has no slice of {count} chip(s); it has them of {sizes}")
-    return shapes[count]
+    largest = max(shapes)
+    if count in shapes:
+        return shapes[count], 1
+    if count > largest and count % largest == 0:
+        return shapes[largest], count // largest
+    sizes = ", ".join(str(size) for size in shapes)
+    raise UserError(
+        f"{chip.name} has no slice of {count} chip(s); it has them of {sizes}, and several of the "
+        "largest together"
+    )
 
 
 def bandwidth(chip: Chip, group: tuple[int, ...], count: int) -> float:
