@@ -1,20 +1,15 @@
-"""Reading a compiled program's text: what its devices send to each other, and how often.
+"""Reading a compiled program's text: its instructions, and how often each of them runs.
 
 The text is XLA's own, of the program of one device after all optimization. Loops are multiplied
-out: a collective in the body of a scan over 32 layers counts 32 times.
+out: what stands in the body of a scan over 32 layers runs 32 times.
 """
 
 import collections
-import functools
-import itertools
-import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.+)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(
@@ -50,35 +45,13 @@ class Running(NamedTuple):
     outermost: str  # the name of the first of these loops, if there is one
 
 
-class Collective(NamedTuple):
-    """Something that a group of devices does together."""
-
-    kind: str  # of KINDS
-    scope: str
-    outermost: str
-    shape: str  # of what one device has of it afterwards
-    group: tuple[int, ...]  # positions in the mesh, flattened, of the first group or ring
-    sent: int  # bytes out of a device, once
-    loops: tuple[int, ...]  # as of Running
-
-    @property
-    def times(self) -> int:
-        """How often it happens in one run of the program."""
-        return math.prod(self.loops)
-
-    @property
-    def total(self) -> int:
-        """Bytes out of a device in one run of the program."""
-        return self.sent * self.times
-
-
 class Program:
     """A compiled program, from its text."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
-        self._header = text.partition("\n")[0]
+        self.devices = int(first(r"num_partitions=(\d+)", text.partition("\n")[0], "1"))
         lines: dict[str, Instruction] = {}
         for line in text.splitlines():
             if start := _COMPUTATION.match(line):
@@ -113,7 +86,7 @@ class Program:
         for instruction, _, scope, outermost in self.walk():
             if outermost:
                 votes.setdefault(outermost, collections.Counter())[scope_in(scope, names)] += 1
-                if instruction.opcode == "while" or _kind(instruction) in KINDS:
+                if instruction.opcode == "while" or kind_of(instruction) in KINDS:
                     large.add(outermost)
         for counts in votes.values():
             del counts[""]
@@ -123,23 +96,10 @@ class Program:
             if loop in large and counts
         }
 
-    @functools.cached_property
-    def collectives(self) -> list[Collective]:
-        """All that devices send to each other."""
-        devices = int(_first(r"num_partitions=(\d+)", self._header, "1"))
-        found = []
-        for instruction, loops, scope, outermost in self.walk():
-            kind = _kind(instruction)
-            if kind in KINDS:
-                group, shape = _group(instruction, devices), _result(instruction)
-                sent = _sent(kind, shape, group)
-                found.append(Collective(kind, scope, outermost, shape, group, sent, loops))
-        return [one for one in found if len(one.group) > 1]
-
     def turns(self, computation: str, loop: Instruction) -> int:
         """How often a loop turns: as the compiler notes it, or at most, from the number that its
         counter is compared with; 1 if there is no such number."""
-        known = _first(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+        known = first(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known)
         condition, body = _condition_and_body(loop)
@@ -173,12 +133,12 @@ class Program:
         if instruction.opcode in _SEES_THROUGH:
             return self._value(computation, instruction.operands[0], given)
         if instruction.opcode == "constant":
-            number = _first(r"constant\((-?\d+)\)", instruction.rest)
+            number = first(r"constant\((-?\d+)\)", instruction.rest)
             return int(number) if number else None
         if instruction.opcode == "parameter":
-            return given.get(int(_first(r"parameter\((\d+)\)", instruction.rest)))
+            return given.get(int(first(r"parameter\((\d+)\)", instruction.rest)))
         if instruction.opcode == "get-tuple-element" and not given:
-            return (int(_first(r"index=(\d+)", instruction.rest)),)
+            return (int(first(r"index=(\d+)", instruction.rest)),)
         return None
 
     def _step(self, body: str, counter: int) -> int:
@@ -223,35 +183,6 @@ def scope_in(scope: str, names: tuple[str, ...]) -> str:
     return next((part for part in scope.split("/") if part in names), "")
 
 
-def axes_of(group: tuple[int, ...], sizes: dict[str, int]) -> tuple[str, ...]:
-    """The axes of a mesh, by name with its size, along which the members of a group differ.
-
-    >>> axes_of((0, 2, 4), {"fsdp": 4, "tensor": 2})
-    ('fsdp',)
-    """
-    different = []
-    stride = math.prod(sizes.values())
-    for axis, size in sizes.items():
-        stride //= size
-        if len({member // stride % size for member in group}) > 1:
-            different.append(axis)
-    return tuple(different)
-
-
-def bytes_of(shape: str) -> int:
-    """Bytes of a shape such as ``bf16[8,128]{1,0}``, or of all in a tuple.
-
-    >>> bytes_of("(bf16[8,128]{1,0}, u32[])")
-    2052
-    """
-    return sum(_leaf_bytes(dtype, sizes) for dtype, sizes in _SHAPE.findall(shape))
-
-
-def _leaf_bytes(dtype: str, sizes: str) -> int:
-    bits = _BITS.get(dtype) if dtype in _BITS else int(_first(r"(\d+)", dtype, "0"))
-    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
-
-
 def _instruction(found: re.Match) -> Instruction:
     root, name, text = found.groups()
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
@@ -275,10 +206,6 @@ def _closing(text: str, opens: int) -> int:
     raise ValueError(f"an open parenthesis in {text!r}")
 
 
-def _kind(instruction: Instruction) -> str:
-    return instruction.opcode.removesuffix("-start")
-
-
 def _called(instruction: Instruction) -> list[str]:
     found = []
     for single, several in _CALLED.findall(instruction.rest):
@@ -288,75 +215,17 @@ def _called(instruction: Instruction) -> list[str]:
 
 def _condition_and_body(loop: Instruction) -> tuple[str, str]:
     return (
-        _first(r"condition=%?([\w.\-]+)", loop.rest),
-        _first(r"body=%?([\w.\-]+)", loop.rest),
+        first(r"condition=%?([\w.\-]+)", loop.rest),
+        first(r"body=%?([\w.\-]+)", loop.rest),
     )
 
 
-def _result(instruction: Instruction) -> str:
-    """The shape of what a collective gives, without the buffers of one that is started."""
-    leaves = re.findall(r"[a-z]\w*\[[\d,]*\]", instruction.shape)
-    if instruction.opcode == "all-gather-start":
-        leaves = leaves[len(leaves) // 2 :]
-    elif instruction.opcode == "collective-permute-start":
-        leaves = leaves[1:2]
-    return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})"
+def kind_of(instruction: Instruction) -> str:
+    """Its opcode, also of one that is only started here."""
+    return instruction.opcode.removesuffix("-start")
 
 
-def _sent(kind: str, shape: str, group: tuple[int, ...]) -> int:
-    """Bytes that a device sends at least, from what it has afterwards: around a ring, each."""
-    size, members = bytes_of(shape), len(group)
-    return {
-        "all-gather": size * (members - 1) // members,
-        "all-reduce": 2 * size * (members - 1) // members,
-        "reduce-scatter": size * (members - 1),
-        "all-to-all": size * (members - 1) // members,
-        "collective-permute": size,
-    }[kind]
-
-
-def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
-    """The first group of a collective, or the devices of its first ring."""
-    text = instruction.rest
-    if pairs := _first(r"source_target_pairs=\{(.*?)\}\}", text):
-        following = dict(
-            tuple(int(one) for one in pair) for pair in re.findall(r"(\d+),(\d+)", pairs)
-        )
-        start = next(iter(following))
-        ring = [start]
-        while (after := following.get(ring[-1], start)) not in ring:
-            ring.append(after)
-        return tuple(ring)
-    if listed := _first(r"replica_groups=\{\{([\d,]*)\}", text):
-        return tuple(int(one) for one in listed.split(","))
-    if counted := re.search(
-        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
-    ):
-        sizes = [int(one) for one in counted[3].split(",")]
-        order = [int(one) for one in counted[4].split(",")] if counted[4] else range(len(sizes))
-        return tuple(itertools.islice(_transposed(sizes, list(order)), int(counted[2])))
-    if named := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", text):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        along = re.findall(r"'(\w+)'(?!:)", named[2])
-        if len(along) == named[2].count("'") // 2:
-            strides = _strides(list(sizes.values()))
-            of = dict(zip(sizes, strides, strict=True))
-            spans = [range(0, sizes[axis] * of[axis], of[axis]) for axis in along]
-            return tuple(sum(offsets) for offsets in itertools.product(*spans))
-    return tuple(range(devices))
-
-
-def _transposed(sizes: list[int], order: list[int]) -> Iterator[int]:
-    """0, 1, … of an array of ``sizes``, as they stand after its axes are transposed."""
-    strides = _strides(sizes)
-    spans = [range(0, sizes[axis] * strides[axis], strides[axis]) for axis in order]
-    return (sum(offsets) for offsets in itertools.product(*spans))
-
-
-def _strides(sizes: list[int]) -> list[int]:
-    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-
-
-def _first(pattern: str, text: str, default: str = "") -> str:
+def first(pattern: str, text: str, default: str = "") -> str:
+    """What the group of a pattern first matches, or the default."""
     found = re.search(pattern, text)
     return found[1] if found else default

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from rljax.planning.chips import Chip
+from rljax.planning.collectives import axes_of
 from rljax.planning.footprint import Footprint
-from rljax.planning.programs import axes_of
 from rljax.planning.roofline import Least, Load, Phase
 from rljax.planning.topology import Compiled
 

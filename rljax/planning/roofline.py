@@ -17,8 +17,8 @@ from rljax.build import Build
 from rljax.config import Config
 from rljax.models import DecoderConfig
 from rljax.planning.chips import Chip, bandwidth
+from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
-from rljax.planning.programs import Collective
 from rljax.sharding import row_shards
 from rljax.train import make_update
 

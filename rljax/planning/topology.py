@@ -22,7 +22,8 @@ from rljax.checks import abstract_state, first_batch
 from rljax.errors import UserError
 from rljax.planning.buffers import Buffer, peaks, schedule, temporaries
 from rljax.planning.chips import Chip, slices_of
-from rljax.planning.programs import Collective, Program, scope_in
+from rljax.planning.collectives import Collective, collectives
+from rljax.planning.programs import Program, scope_in
 from rljax.sharding import replicated, row_sharding
 from rljax.train import state_shardings
 from rljax.types import TrainState
@@ -159,9 +160,12 @@ def _compile(lowered, max_tokens: int) -> Compiled:
         buffers = temporaries(report("-buffer-assignment"), ranges)
     stages = program.stages(SCOPES)
     at = {one.instruction.name: stages.get(one.outermost) for one in program.walk()}
+    order = schedule(ranges)
+    scopes = _filled([at.get(name) for name in order])
+    at = dict(zip(order, scopes, strict=True))
     by_phase: dict[str, list[Collective]] = {phase: [] for phase in PHASES}
-    for one in program.collectives:
-        scope = stages.get(one.outermost) or scope_in(one.scope, SCOPES) or "update"
+    for one in collectives(program):
+        scope = stages.get(one.outermost) or scope_in(one.scope, SCOPES) or at[one.name]
         if scope == "sample":
             scope = "decode" if max_tokens in one.loops else "prefill"
         by_phase[scope].append(one)
@@ -170,7 +174,7 @@ def _compile(lowered, max_tokens: int) -> Compiled:
         collectives=by_phase,
         held=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        peaks=peaks(buffers, _filled([at.get(name) for name in schedule(ranges)])),
+        peaks=peaks(buffers, scopes),
     )
 
 
