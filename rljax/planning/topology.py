@@ -41,6 +41,7 @@ class Compiled(NamedTuple):
     held: int  # bytes of a device that state and batch take
     temporary: int  # bytes beside these, at the most
     peaks: dict[str, tuple[int, list[Buffer]]]  # the same in each scope, and what takes them
+    programs: tuple[Program, ...] = ()
     refused: str | None = None  # why the compiler does not: too little memory
 
 
@@ -150,7 +151,7 @@ def _compile(lowered, max_tokens: int) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return Compiled(0.0, {}, 0, 0, {}, _refusal(str(error)))
+            return Compiled(0.0, {}, 0, 0, {}, refused=_refusal(str(error)))
 
         def report(ending: str) -> str:
             (path,) = Path(folder).glob(f"*after_optimizations{ending}.txt")
@@ -175,6 +176,7 @@ def _compile(lowered, max_tokens: int) -> Compiled:
         held=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peaks=peaks(buffers, scopes),
+        programs=(program,),
     )
 
 
@@ -199,6 +201,7 @@ def _together(draw: Compiled, learn: Compiled) -> Compiled:
         held=max(draw.held, learn.held),
         temporary=max(draw.temporary, learn.temporary),
         peaks=draw.peaks | learn.peaks,
+        programs=draw.programs + learn.programs,
         refused=draw.refused or learn.refused,
     )
 
