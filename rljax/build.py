@@ -1,5 +1,7 @@
 """From a configuration to the functions of a run."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,8 @@ from rljax.objective import (
 from rljax.phases import (
     Ahead,
     Phase,
+    check_columns,
+    check_mesh,
     check_shards,
     forward_of,
     learning_from_given,
@@ -105,7 +109,7 @@ class Parts(NamedTuple):
     networks: Networks
     tables: Tables
     sample: Callable[..., Rollout] | None
-    score: ScoreRollout | None
+    score: Callable[..., ScoreRollout] | None  # of how many parts the rows are read in
     foreign: Foreign | None  # the tokens of a reward model that has its own
     between: Callable[[PromptTable], Between]
 
@@ -137,6 +141,7 @@ def build(
     shaper = make_shaper(config, algorithm, context)
     check_groups(config, algorithm, shaper)
     networks = networks_of(config, context, algorithm, shaper)
+    check_mesh(mesh, networks)
     ahead = None
     if config.data.reference_ahead:
         if not algorithm.needs_reference:
@@ -148,7 +153,7 @@ def build(
     if tables.prompts is not None:
         sample = _sampler(config, config.sampling, networks, tokenizer, eos_ids)
         compiled_score, python_rewards = make_rewards(config, context)
-        score = make_score(networks.roles, compiled_score)
+        score = functools.partial(make_score, networks.roles, compiled_score)
     foreign = check_tokens(networks, tokenizer, _columns(config, tables, sample))
     pool = RewardPool()
     parts = Parts(
@@ -245,8 +250,16 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
     rows = config.data.prompts_per_step * group_size
     check_shards("data.prompts_per_step", config.data.prompts_per_step, parts.mesh)
     check_rows(rows, update["minibatches"], update["microbatches"], row_shards(parts.mesh))
+    check_columns(config.data.max_prompt_tokens + config.sampling["max_tokens"], parts.mesh)
 
     draw = make_draw(roles, sample, yardstick=algorithm.needs_greedy)
+    # The networks read the rollout in the parts of the update, if memory asks for these.
+    in_parts = 1
+    if update["microbatches"] > 1:
+        drawn = config.data.prompts_per_step * (group_size + algorithm.needs_greedy)
+        in_parts = math.gcd(
+            update["minibatches"] * update["microbatches"], drawn // row_shards(parts.mesh)
+        )
     if algorithm.refill_rounds > 1:
         if host_asked:
             raise UserError(
@@ -256,7 +269,7 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
             )
         draw = make_refilled_draw(
             draw,
-            parts.score,
+            parts.score(parts=in_parts),
             rounds=algorithm.refill_rounds,
             truncated=algorithm.learns_truncated,
         )
@@ -265,9 +278,13 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
         correction = make_correction(
             **resolve.arguments(make_correction, config.correction, context={}, where="correction")
         )
-    judge = _judge(parts, temperature)
     appraise = make_appraise(
-        roles, judge, algorithm.estimate, temperature=temperature, correction=correction
+        roles,
+        _judge(parts, temperature, in_parts),
+        algorithm.estimate,
+        temperature=temperature,
+        correction=correction,
+        parts=in_parts,
     )
     if algorithm.needs_greedy:
         appraise = without_yardsticks(appraise, group_size)
@@ -346,13 +363,16 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
     return phase, measuring
 
 
-def _judge(parts: Parts, temperature: float) -> Callable[[TrainState, Rollout], Judged]:
+def _judge(
+    parts: Parts, temperature: float, in_parts: int = 1
+) -> Callable[[TrainState, Rollout], Judged]:
     return make_judge(
         parts.networks.roles,
-        parts.score,
+        parts.score(parts=in_parts),
         parts.shaper,
         temperature=temperature,
         yardstick=parts.algorithm.needs_greedy,
+        parts=in_parts,
     )
 
 

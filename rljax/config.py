@@ -11,7 +11,7 @@ from rljax import algorithms, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import pretrained
 from rljax.losses import make_correction
-from rljax.models import families
+from rljax.models import DecoderConfig, families
 from rljax.models.lora import make_lora
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
@@ -19,7 +19,13 @@ from rljax.train import adamw, make_update
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
 Source = Node  # likewise, or a file, folder or hub id; {source: …} with settings of its own
-MODEL_OPTIONS = {"lora": None, "param_dtype": "float32"}  # beside a model's own keywords
+MODEL_OPTIONS = {  # beside a model's own keywords
+    "lora": None,
+    "param_dtype": "float32",
+    "offload": False,
+    "attention": DecoderConfig.attention,
+    "vocab_at_once": DecoderConfig.vocab_at_once,
+}
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
 

@@ -14,7 +14,7 @@ from rljax.config import Config
 from rljax.errors import UserError, multiples
 from rljax.host.between import NOTHING, Between
 from rljax.roles import Networks, Trees
-from rljax.sharding import row_shards
+from rljax.sharding import check_host_memory, row_shards
 from rljax.train import (
     TrainStep,
     adamw,
@@ -206,3 +206,24 @@ def check_shards(where: str, count: int, mesh: Mesh) -> None:
             f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
             f"{multiples(count, shards)} would"
         )
+
+
+def check_columns(columns: int, mesh: Mesh) -> None:
+    """Raises ``UserError`` unless a row's columns, prompt and response, divide over the mesh."""
+    shards = mesh.shape["sequence"]
+    if columns % shards:
+        raise UserError(
+            f"data.max_prompt_tokens + sampling.max_tokens = {columns} columns do not divide over "
+            f"mesh.sequence={shards}; {multiples(columns, shards)} would"
+        )
+
+
+def check_mesh(mesh: Mesh, networks: Networks) -> None:
+    """Raises ``UserError`` if the mesh has an axis that no network uses, or cannot hold one."""
+    decoders = [source.architecture.decoder for source in networks.sources.values()]
+    if mesh.shape["expert"] > 1 and not any(decoder.experts for decoder in decoders):
+        raise UserError(
+            f"mesh.expert={mesh.shape['expert']}: no model has experts; fsdp spreads the others"
+        )
+    if any(role.offloaded for role in networks.roles.values()):
+        check_host_memory(mesh)

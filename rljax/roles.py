@@ -19,6 +19,7 @@ from rljax.host.pretrained import find_folder, pretrained
 from rljax.models import Architecture, LoRA, decoder, families
 from rljax.models.hf import Tensor, tensors_of
 from rljax.models.lora import is_adapter, make_lora
+from rljax.sharding import OnHost
 from rljax.trees import select
 from rljax.types import Model, Params, Role
 
@@ -36,6 +37,7 @@ class Source(NamedTuple):
     lora: LoRA | None = None
     param_dtype: str = "float32"  # of what is frozen; what is trained is float32
     max_tokens: int | None = None  # of a row in a reward model's own tokens
+    offload: bool = False  # what is frozen waits in the host's memory
 
     def model(self, head: Head, lora: LoRA | None = None) -> Model:
         return decoder(dataclasses.replace(self.architecture.decoder, lora=lora), head)
@@ -131,8 +133,8 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
     """The model that a node names: a family's function with its sizes, your own, a folder, or a
     hub id."""
     name, given = resolve.split(node, where)
-    lora, param_dtype = given.pop("lora", None), _param_dtype(given, where)
-    given.pop("param_dtype", None)
+    options = MODEL_OPTIONS | {key: given.pop(key) for key in MODEL_OPTIONS if key in given}
+    param_dtype, offload = _param_dtype(options, where), _offload(options, where)
     if is_function(name):
         architecture = resolve.call({"fn": name, **given}, families, context=context, where=where)
         if not isinstance(architecture, Architecture):
@@ -149,7 +151,28 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         local = Path(name).expanduser().is_dir()
         name = str(folder.resolve()) if local else name
         source = Source(found.architecture, found.folder, name, found.head)
-    return source._replace(lora=_lora(source, lora, where), param_dtype=param_dtype)
+    source = source._replace(param_dtype=param_dtype, offload=offload)
+    source = _run_as(source, options["attention"], options["vocab_at_once"], where)
+    return source._replace(lora=_lora(source, options["lora"], where))
+
+
+def _run_as(source: Source, attention: Any, vocab_at_once: Any, where: str) -> Source:
+    """The source with the options that say how its decoder runs."""
+    if attention not in ("auto", "plain"):
+        raise UserError(f"{where}.attention: auto or plain, got {attention!r}")
+    if not isinstance(vocab_at_once, int) or vocab_at_once < 1:
+        raise UserError(f"{where}.vocab_at_once: a number above 0 is needed, got {vocab_at_once!r}")
+    decoder = dataclasses.replace(
+        source.architecture.decoder, attention=attention, vocab_at_once=vocab_at_once
+    )
+    return source._replace(architecture=source.architecture._replace(decoder=decoder))
+
+
+def _offload(options: Mapping[str, Any], where: str) -> bool:
+    offload = options.get("offload", MODEL_OPTIONS["offload"])
+    if not isinstance(offload, bool):
+        raise UserError(f"{where}.offload: true or false, got {offload!r}")
+    return offload
 
 
 def _param_dtype(given: Mapping[str, Any], where: str) -> str:
@@ -201,7 +224,16 @@ def _trained_dtype(source: Source, where: str) -> str:
     trained."""
     if source.lora is None and source.param_dtype != "float32":
         raise UserError(f"{where}.param_dtype: what is trained is float32; it is for what is not")
+    if source.offload:
+        raise UserError(f"{where}.offload: what is trained stays on the devices")
     return source.param_dtype
+
+
+def _frozen(made: Networks, role: str, source: Source, model: Model, start: str) -> None:
+    """Notes a role whose network is a tree of its own that is never trained."""
+    axes = OnHost(model.axes) if source.offload else model.axes
+    made.trees[role] = Tree(False, axes, source.param_dtype, lambda starts, key: starts[start])
+    made.roles[role] = Role(model, (role,), source.offload)
 
 
 def _adapters(model: Model) -> tuple[PyTree, Callable[[PRNGKeyArray], Params]]:
@@ -233,9 +265,10 @@ def _reference(made: Networks, node: Node, context) -> None:
     name, given = resolve.split(node, "models.reference")
     policy = made.sources["policy"]
     if name == OF_POLICY:
-        _only(given, ("param_dtype",), "models.reference")
-        dtype = _param_dtype(given, "models.reference")
-        source, start = policy._replace(param_dtype=dtype, lora=None), "policy"
+        _only(given, ("param_dtype", "offload"), "models.reference")
+        dtype, offload = (read(given, "models.reference") for read in (_param_dtype, _offload))
+        source = policy._replace(param_dtype=dtype, offload=offload, lora=None)
+        start = "policy"
         if policy.lora is not None:
             if given:
                 raise UserError("models.reference: it is the base under the policy's adapters")
@@ -243,22 +276,14 @@ def _reference(made: Networks, node: Node, context) -> None:
             return
     else:
         source, start = _frozen_lm(made, "reference", node, context), "reference"
-    model = source.model("lm")
-    made.trees["reference"] = Tree(
-        False, model.axes, source.param_dtype, lambda starts, key: starts[start]
-    )
-    made.roles["reference"] = Role(model, ("reference",))
+    _frozen(made, "reference", source, source.model("lm"), start)
 
 
 def _teacher(made: Networks, node: Node | None, context) -> None:
     if node is None:
         raise UserError('the config lacks "models.teacher", whom the policy is to imitate')
     source = _frozen_lm(made, "teacher", node, context)
-    model = source.model("lm")
-    made.trees["teacher"] = Tree(
-        False, model.axes, source.param_dtype, lambda starts, key: starts["teacher"]
-    )
-    made.roles["teacher"] = Role(model, ("teacher",))
+    _frozen(made, "teacher", source, source.model("lm"), "teacher")
 
 
 def _frozen_lm(made: Networks, role: str, node: Node, context) -> Source:
@@ -353,11 +378,7 @@ def _reward(made: Networks, node: Node, context) -> None:
         raise UserError(f"models.reward: {name} is a {kind}; one with a scalar head is needed")
     _start(made, "reward", source, "value", source.param_dtype)
     made.sources["reward"] = source
-    model = source.model("value")
-    made.trees["reward"] = Tree(
-        False, model.axes, source.param_dtype, lambda starts, key: starts["reward"]
-    )
-    made.roles["reward"] = Role(model, ("reward",))
+    _frozen(made, "reward", source, source.model("value"), "reward")
 
 
 def _only(given: Mapping[str, Any], known: tuple[str, ...], where: str, *taken: str) -> None:

@@ -6,8 +6,9 @@ the mesh does not divide stays whole on every device.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 from jax.experimental import mesh_utils
@@ -55,6 +56,15 @@ having them whole on every device."""
 
 MOMENTS: Rules = MappingProxyType({**TRAINING, "embed": (*TRAINING["embed"], "data")})
 """Of the optimizer's state, which only the update reads, once: no device needs a copy (ZeRO-1)."""
+
+HOST_MEMORY = "pinned_host"
+
+
+class OnHost(NamedTuple):
+    """The logical axes of parameters that wait in the hosts' memory until they are used."""
+
+    axes: PyTree
+
 
 STREAM: Axes = ("rows", "columns", None)  # of what flows from layer to layer
 
@@ -151,13 +161,27 @@ def spread_over(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def param_shardings(axes: PyTree, abstract: PyTree, mesh: Mesh, rules: Rules = TRAINING) -> PyTree:
+def param_shardings(
+    axes: PyTree | OnHost, abstract: PyTree, mesh: Mesh, rules: Rules = TRAINING
+) -> PyTree:
     """A tree of ``NamedSharding`` for parameters of logical ``axes`` and ``abstract`` shapes."""
-    return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules)),
-        abstract,
-        axes,
-    )
+    memory = {}
+    if isinstance(axes, OnHost):
+        axes, memory = axes.axes, {"memory_kind": HOST_MEMORY}
+
+    def of(leaf, names):
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules), **memory)
+
+    return jax.tree.map(of, abstract, axes)
+
+
+def check_host_memory(mesh: Mesh) -> None:
+    """Raises ``UserError`` if parameters cannot wait in the hosts' memory."""
+    try:
+        NamedSharding(mesh, PartitionSpec(), memory_kind=HOST_MEMORY)
+    except ValueError as error:
+        kind = mesh.devices.flat[0].device_kind
+        raise UserError(f"offload: {kind} devices cannot use their host's memory") from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -199,10 +223,27 @@ def split_rows(tree: PyTree, parts: int) -> PyTree:
     return spread_rows(split, axis=1)
 
 
+def map_rows(f: Callable[[PyTree], PyTree], tree: PyTree, parts: int) -> PyTree:
+    """``f`` of arrays of rows [B, ...], computed in ``parts`` of the rows, one after the other."""
+    if parts == 1:
+        return f(tree)
+    out = jax.lax.map(f, split_rows(tree, parts))
+    return spread_rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out))
+
+
 def column_shards() -> int:
     """Over how many shards the mesh in context spreads the columns of rows."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in TRAINING["columns"])
+
+
+def axis_shards(name: str, size: int) -> int:
+    """Over how many shards the mesh in context spreads a logical axis of this size in training."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    (entry,) = partition_spec((name,), (size,), mesh)
+    return math.prod(mesh.shape[axis] for axis in spread_over(entry))
 
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from rljax.types import Params, Role
 
 Path = tuple[str, ...]
@@ -51,8 +53,8 @@ def select(tree: Params, keep: Callable[[Path], bool], path: Path = ()) -> Param
 
 
 def role_params(role: Role, trees: Mapping[str, Params]) -> Params:
-    """The parameters of a role: its trees, each laid over the one before."""
+    """The parameters of a role, on the devices: its trees, each laid over the one before."""
     params: Params = {}
     for name in role.trees:
         params = overlay(params, trees[name])
-    return params
+    return jax.device_put(params, jax.memory.Space.Device) if role.offloaded else params

@@ -157,17 +157,22 @@ class Model(NamedTuple):
     axes: Params  # a tree like the parameters, of tuples of names
     # Parameters in the types that ``apply`` and ``head`` would cast them to, for many calls.
     cast: Callable[[Params], Params] = lambda params: params
+    # Of a vocabulary whose logits are not to exist all at once: parameters, of which each lot laid
+    # over the others gives ``head`` a part of the vocabulary, and its ids, −1 padded: [parts, ...].
+    head_parts: Callable[[Params], tuple[Params, Int[Array, "parts n"]]] | None = None
 
 
 class Role(NamedTuple):
     """A network that plays a part in training: policy, value, reference, reward.
 
     ``trees`` names its parameters in the TrainState, each tree laid over the one before: adapters
-    over their base, a value head over the trunk that it shares with the policy.
+    over their base, a value head over the trunk that it shares with the policy. Parameters that
+    are ``offloaded`` wait in the host's memory, and are moved to the devices where they are used.
     """
 
     model: Model
     trees: tuple[str, ...]
+    offloaded: bool = False
 
 
 class Transform(NamedTuple):

@@ -49,7 +49,7 @@ def pretrained(
     /,
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
-    remat: Literal["none", "full", "dots"] = "full",
+    remat: Literal["none", "full", "dots", "offload"] = "full",
 ) -> Pretrained:
     """The model of a folder.
 

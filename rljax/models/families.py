@@ -45,7 +45,7 @@ UNREAD_KEYS = {  # which change nothing here
 }
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "offload"]
 
 
 class Architecture(NamedTuple):

@@ -13,17 +13,26 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from rljax.models.attention import attention, softcapped
 from rljax.models.experts import Experts, apply_experts, route
+from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
 from rljax.models.rope import Rope, rotate, turns
-from rljax.sharding import SAMPLING, STREAM, TRAINING, column_shards, lay
+from rljax.sharding import SAMPLING, STREAM, TRAINING, axis_shards, column_shards, lay
 from rljax.types import Cache, Model, Params
 
+INPUT = "layer_input"
 REMAT = {  # by name; "none" wraps nothing
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 QUERIES = ("rows", "columns", "heads", None)  # logical axes
 KEYS = ("rows", "kv_heads", None, None)  # and of values
@@ -65,9 +74,9 @@ class DecoderConfig:
     norm_eps: float
     tied: bool  # the embedding is the output head too
     dtype: Literal["float32", "bfloat16"]  # of the arithmetic
-    remat: Literal["none", "full", "dots"]
-    """What the backward pass keeps of each layer: everything ("none"), only its input ("full"), or
-    the results of matrix products ("dots")."""
+    remat: Literal["none", "full", "dots", "offload"]
+    """What the backward pass keeps of each layer: everything ("none"), only its input ("full"), the
+    results of matrix products ("dots"), or only its input, in the host's memory ("offload")."""
     activation: Literal["silu", "gelu_tanh"] = "silu"
     qkv_bias: bool = False
     out_bias: bool = False
@@ -83,6 +92,8 @@ class DecoderConfig:
     residual_scale: float = 1.0  # of what a layer adds
     experts: Experts | None = None
     lora: LoRA | None = None
+    vocab_at_once: int = 16384  # ids whose logits exist together, for all the tokens of a batch
+    attention: Literal["auto", "plain"] = "auto"  # over whole rows: the platform's kernel, if any
 
     def __post_init__(self):
         assert len(self.attends) == self.layers
@@ -265,11 +276,28 @@ class Decoder(nnx.Module):
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
         x = lay(x, STREAM, rules)
-        divisor = config.attention_divisor or math.sqrt(config.head_dim)
+        kernel = None
+        if cache is None and config.attention == "auto":
+            kernel = platform_kernel(config.dtype, config.head_dim, config.attention_softcap)
+        scale = {"divisor": config.attention_divisor or math.sqrt(config.head_dim)}
+
+        def attend_over(q, k, v, seen, kind):
+            if kernel == "cudnn":
+                return cudnn_attention(q, k, v, seen, **scale)
+            capped = scale | {"softcap": config.attention_softcap}
+            if kernel is None:
+                return attention(q, k, v, seen, **capped)
+            numbers = jnp.where(mask, 1 if segments is None else segments, 0)
+            branches = [
+                functools.partial(splash_attention, window=one.window, **capped) for one in kinds
+            ]
+            return jax.lax.switch(kind, branches, q, k, v, numbers)
+
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
             x, cache = carry
+            x = checkpoint_name(x, INPUT)
             index, kind, params = inputs
             kind = kind if len(kinds) > 1 else 0
             rope, seen = ropes[kind], visible[kind]
@@ -280,9 +308,7 @@ class Decoder(nnx.Module):
                 written = None if cache is None else _write(cache, k, v, index, column)
                 if written is not None:
                     k, v = written.keys[index], written.values[index]
-                q = lay(q, QUERIES, rules)
-                scale = {"divisor": divisor, "softcap": config.attention_softcap}
-                return attention(q, k, v, seen, **scale), written
+                return attend_over(lay(q, QUERIES, rules), k, v, seen, kind), written
 
             x, cache = nnx.merge(definition, params)(x, rope, attend, rules)
             return (lay(x, STREAM, rules), cache), None
@@ -343,7 +369,33 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         return jax.tree.map_with_path(at, params)
 
     axes = jax.tree.map(axes_of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast)
+    parts = None
+    if head == "lm" and config.vocab_size > config.vocab_at_once:
+        parts = functools.partial(_head_parts, config)
+    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, parts)
+
+
+def _head_parts(config: DecoderConfig, params: Params):
+    """``Model.head_parts``. Each part has ids of every device that the vocabulary is spread over,
+    so that all have work."""
+    name, axis = ("embed", 0) if config.tied else ("head", 1)
+    shards = axis_shards("vocab", config.vocab_size)
+    held = config.vocab_size // shards
+    size = -(-held // -(-config.vocab_size // config.vocab_at_once))
+    count = -(-held // size)  # every part has an id of every device
+
+    def split(x, axis, filler):
+        x = x.reshape(*x.shape[:axis], shards, held, *x.shape[axis + 1 :])
+        room = [(0, 0)] * x.ndim
+        room[axis + 1] = (0, count * size - held)
+        x = jnp.pad(x, room, constant_values=filler)
+        x = x.reshape(*x.shape[: axis + 1], count, size, *x.shape[axis + 2 :])
+        x = jnp.moveaxis(x, axis + 1, 0)
+        return x.reshape(*x.shape[: axis + 1], shards * size, *x.shape[axis + 3 :])
+
+    names = ("vocab", "embed") if config.tied else ("embed", "vocab")
+    weight = lay(split(params[name], axis, 0), (None, *names))
+    return {name: weight}, split(jnp.arange(config.vocab_size), 0, -1)
 
 
 def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:

@@ -16,7 +16,7 @@ from rljax.advantages import learned_tokens
 from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
 from rljax.losses import Correction, explained_variance
-from rljax.sharding import spread_rows
+from rljax.sharding import map_rows, spread_rows
 from rljax.trees import role_params
 from rljax.types import (
     REWARD_CROPPED,
@@ -72,16 +72,17 @@ def make_draw(roles: Mapping[str, Role], sample: Sample, *, yardstick: bool = Fa
     return draw
 
 
-def make_score(roles: Mapping[str, Role], score: Score) -> ScoreRollout:
+def make_score(roles: Mapping[str, Role], score: Score, *, parts: int = 1) -> ScoreRollout:
     """(state, rollout) -> what the task says of it.
 
     The reward model, if there is one, reads the rollout's own tokens, unless the host has put its
-    tokens into the extras.
+    tokens into the extras. It reads the rows in so many ``parts``.
     """
 
     def score_rollout(state: TrainState, rollout: Rollout) -> Scored:
         if "reward" in roles:
-            rollout = rollout.replace(reward_model=_reward_scores(roles["reward"], state, rollout))
+            scores = _reward_scores(roles["reward"], state, rollout, parts)
+            rollout = rollout.replace(reward_model=scores)
         scored = score(rollout)
         if REWARD_CROPPED in rollout.extras:
             scored.metrics["reward_model/cropped_ratio"] = rollout.extras[REWARD_CROPPED].mean()
@@ -97,22 +98,18 @@ def make_judge(
     *,
     temperature: float,
     yardstick: bool = False,
+    parts: int = 1,
 ) -> Callable[[TrainState, Rollout], Judged]:
     """Scores and shapes rollouts.
 
-    The reference is asked, at the temperature of the sampling, only if a shaping stage needs it.
+    The reference is asked, at the temperature of the sampling and in so many ``parts`` of the rows,
+    only if a shaping stage needs it.
     With a ``yardstick`` in each group, a group where its reward failed is not learned from.
     """
 
     def judge(state: TrainState, rollout: Rollout) -> Judged:
         if shaping.needs_reference:
-            reference, _ = token_logprobs(
-                roles["reference"].model,
-                role_params(roles["reference"], state.trees),
-                rollout.tokens,
-                rollout.mask,
-                temperature=temperature,
-            )
+            reference = _logprobs(roles["reference"], state, rollout, temperature, parts)
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
         scored = score(state, rollout)
         counted = scored.counted & ~rollout.greedy
@@ -131,12 +128,23 @@ def make_judge(
     return judge
 
 
-def _reward_scores(role: Role, state: TrainState, rollout: Rollout):
+def _logprobs(role: Role, state: TrainState, rollout: Rollout, temperature: float, parts: int):
+    params = role_params(role, state.trees)
+
+    def of_rows(rows):
+        logprobs, _ = token_logprobs(role.model, params, *rows, temperature=temperature)
+        return logprobs
+
+    return map_rows(of_rows, (rollout.tokens, rollout.mask), parts)
+
+
+def _reward_scores(role: Role, state: TrainState, rollout: Rollout, parts: int):
     tokens, mask = rollout.tokens, rollout.mask
     if REWARD_TOKENS in rollout.extras:
         tokens = rollout.extras[REWARD_TOKENS]
         tokens, mask = jnp.maximum(tokens, 0), tokens >= 0
-    return sequence_scores(role.model, role_params(role, state.trees), tokens, mask)
+    params = role_params(role, state.trees)
+    return map_rows(lambda rows: sequence_scores(role.model, params, *rows), (tokens, mask), parts)
 
 
 def make_appraise(
@@ -146,8 +154,11 @@ def make_appraise(
     *,
     temperature: float,
     correction: Correction | None = None,
+    parts: int = 1,
 ) -> Appraise:
     """What there is to learn from a rollout: its values, rewards and advantages.
+
+    The networks read the rows in so many ``parts``, to bound memory.
 
     With a ``correction``, the log-probs that the update starts from are the policy's of now, and
     each token weighs by how they differ from those it was drawn with.
@@ -157,19 +168,13 @@ def make_appraise(
         if "value" in roles:
             value = roles["value"]
             params = role_params(value, state.trees)
-            values = token_values(value.model, params, rollout.tokens, rollout.mask)
+            rows = (rollout.tokens, rollout.mask)
+            values = map_rows(lambda rows: token_values(value.model, params, *rows), rows, parts)
             rollout = rollout.replace(values=values)
         rollout, _, rewards, shaping_state, metrics = judge(state, rollout)
         logprobs, importance = rollout.logprobs, None
         if correction is not None:
-            policy = roles["policy"]
-            logprobs, _ = token_logprobs(
-                policy.model,
-                role_params(policy, state.trees),
-                rollout.tokens,
-                rollout.mask,
-                temperature=temperature,
-            )
+            logprobs = _logprobs(roles["policy"], state, rollout, temperature, parts)
             importance, kept, corrected = correction(logprobs, rollout, rewards.counted)
             rewards = rewards.replace(counted=rewards.counted & kept)
             metrics |= corrected

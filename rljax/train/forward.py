@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from rljax.logprobs import (
     chosen_logprobs,
     from_second,
+    hidden_logprobs,
     hidden_states,
     hidden_values,
-    next_logprobs,
+    log_distribution,
     sequence_scores,
+    vocab_parts,
 )
 from rljax.trees import role_params
 from rljax.types import Divergence, Experience, Outputs, Params, Role
@@ -32,15 +35,25 @@ def make_forward(
     def forward(trees: dict[str, Params], batch: Experience) -> Outputs:
         params = role_params(policy, trees)
         hidden = hidden_states(policy.model, params, batch.tokens, batch.mask, batch.segments)
-        logp = next_logprobs(policy.model, params, hidden, temperature=temperature)
-        logprobs, entropy = chosen_logprobs(logp, batch.tokens)
-        outputs = Outputs(logprobs, entropy)
-        if divergence is not None:
-            params = role_params(teacher, trees)
-            seen = teacher.model.apply(params, batch.tokens, batch.mask)
-            target = next_logprobs(teacher.model, params, seen, temperature=temperature)
-            apart = divergence(*_over_common(logp, target))
-            outputs = outputs._replace(divergence=from_second(apart))
+        if divergence is None:
+            outputs = Outputs(
+                *hidden_logprobs(
+                    policy.model, params, hidden, batch.tokens, temperature=temperature
+                )
+            )
+        else:
+            taught = role_params(teacher, trees)
+            seen = teacher.model.apply(taught, batch.tokens, batch.mask)
+
+            def compare(hidden, seen, following):
+                logp = log_distribution(policy.model, params, hidden, temperature)
+                target = log_distribution(teacher.model, taught, seen, temperature)
+                chosen, entropy = chosen_logprobs(logp, following)
+                return Outputs(chosen, entropy, divergence=divergence(*_over_common(logp, target)))
+
+            parts = vocab_parts(policy.model, params)
+            columns = (hidden[:, :-1], seen[:, :-1], batch.tokens[:, 1:])
+            outputs = jax.tree.map(from_second, _in_parts(compare, parts, *columns))
         if value is None:
             return outputs
         params = role_params(value, trees)
@@ -49,6 +62,22 @@ def make_forward(
         return outputs._replace(values=hidden_values(value.model, params, hidden))
 
     return forward
+
+
+def _in_parts(f: Callable[..., Outputs], parts: int, *columns: Array) -> Outputs:
+    """``f`` of arrays [B, U, ...], as many columns at a time as give ``parts`` parts; what it makes
+    in between is made anew for the gradient."""
+    if parts == 1:
+        return f(*columns)
+    rows, width = columns[0].shape[:2]
+    size = -(-width // parts)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, parts * size - width)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(rows, parts, size, *x.shape[2:]).swapaxes(0, 1)
+
+    out = jax.lax.map(lambda part: jax.checkpoint(f)(*part), tuple(map(split, columns)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :width], out)
 
 
 def _over_common(*logps: Array) -> list[Array]:

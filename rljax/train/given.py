@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rljax.logprobs import token_logprobs
 from rljax.masked import masked_sum
-from rljax.sharding import split_rows
+from rljax.sharding import map_rows, split_rows
 from rljax.train.collect import Appraise
 from rljax.train.forward import Forward
 from rljax.train.update import weighted
@@ -86,11 +86,7 @@ def given_logprobs(
         logprobs, _ = token_logprobs(role.model, params, *rows)
         return logprobs
 
-    rows = (batch.tokens, batch.mask)
-    if parts == 1:
-        logprobs = of_rows(rows)
-    else:
-        logprobs = jax.lax.map(of_rows, split_rows(rows, parts)).reshape(batch.tokens.shape)
+    logprobs = map_rows(of_rows, (batch.tokens, batch.mask), parts)
     return jnp.where(batch.action_mask, logprobs, 0.0)
 
 

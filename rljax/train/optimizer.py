@@ -22,12 +22,14 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     clip_norm: float | None = 1.0,
+    mu_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the gradient's global norm.
 
     The rate rises from 0 over ``warmup_steps`` train steps; unless it is constant, it then falls to
     ``final_fraction`` of its peak, by default a tenth, at ``total_steps``. Steps are train steps,
-    of ``updates_per_step`` optimizer updates each.
+    of ``updates_per_step`` optimizer updates each. ``mu_dtype`` is of the first moment; the second
+    is in float32, as bfloat16 would lose its small steps.
     """
     if schedule == "constant" and final_fraction is not None:
         raise UserError("adamw: final_fraction is of a falling schedule; this one is constant")
@@ -55,4 +57,6 @@ def adamw(
     rising = optax.linear_schedule(0.0, learning_rate, max(warmup, 1))
     rate = optax.join_schedules([rising, falling], [warmup])
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
+    return optax.chain(
+        clip, optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
+    )

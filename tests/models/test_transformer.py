@@ -117,7 +117,7 @@ def test_the_cache_gives_what_the_full_forward_gives():
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "offload"])
 def test_remat_changes_no_gradient(remat):
     def gradient(model):
         return jax.grad(lambda p: token_logprobs(model, p, TOKENS, MASK)[0].sum())(PARAMS)

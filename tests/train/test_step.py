@@ -164,3 +164,19 @@ def test_fully_sharded_training_splits_rows_and_not_widths():
     assert f"f32[{16 * 20 // 8},{mlp_width}]" in text
     assert f"f32[{16 * 20},{mlp_width}]" not in text
     assert "all-to-all" not in text
+
+
+def test_a_reference_in_the_hosts_memory_changes_nothing(one_device):
+    built = tiny_build(
+        *GROUPS, "models.reference={fn: policy, offload: true}", "mesh.fsdp=2", devices=2
+    )
+    state, step = begin_training(built)
+    with jax.set_mesh(built.mesh):
+        for index in range(2):
+            state, metrics = step(state, step.prepare(state, built.train.batches[index]))
+    (kinds,) = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.frozen["reference"])}
+    assert kinds == "pinned_host"
+    others = (state.params, state.opt_state)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(others)} == {"device"}
+    metrics = {name: np.asarray(value) for name, value in metrics.items()}
+    assert_same(one_device, (jax.device_get(state.replace(key=0)), metrics))
