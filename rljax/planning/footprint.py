@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rljax.build import Build
 from rljax.checks import abstract_state
 from rljax.sampling.sampler import CACHE
-from rljax.sharding import SAMPLING, bytes_per_device, param_shardings, partition_spec
+from rljax.sharding import SAMPLING, OnHost, bytes_per_device, param_shardings, partition_spec
 from rljax.train import state_shardings
 
 
@@ -35,7 +35,11 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
     state = abstract_state(built, phase)
     places = state_shardings(state, phase.axes, phase.optimizers, mesh)
     trees, tree_places = state.params | state.frozen, places.params | places.frozen
-    counts = {name: bytes_per_device(tree, tree_places[name]) for name, tree in trees.items()}
+    counts = {
+        name: bytes_per_device(tree, tree_places[name])
+        for name, tree in trees.items()
+        if not isinstance(phase.axes[name], OnHost)  # it takes room while it is used alone
+    }
     counts["optimizer"] = bytes_per_device(state.opt_state, places.opt_state)
     gradients = sum(counts[name] for name in state.params)
     sampling = {}

@@ -39,6 +39,11 @@ class Load(NamedTuple):
     minibatches: int  # in all epochs
     microbatches: int  # in each of them
 
+    def scored_in(self, mesh: Mesh | AbstractMesh) -> int:
+        """Parts that rows are read in before the update, as ``build`` has it."""
+        parts = self.minibatches // self.passes * self.microbatches
+        return math.gcd(parts, self.rows // row_shards(mesh)) if self.microbatches > 1 else 1
+
 
 class Phase(NamedTuple):
     """Of one device, in seconds."""
@@ -144,7 +149,7 @@ def phases(
         work["score"] = _sum(
             (
                 forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder)),
-                _weights(decoder, parameters[role]) / tensor
+                load.scored_in(mesh) * _weights(decoder, parameters[role]) / tensor
                 + activation_bytes(decoder, tokens) / count,
             )
             for role, decoder in load.scoring.items()
@@ -202,7 +207,7 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     """What fully sharded training has to send, in the dtype of the arithmetic.
 
     Each micro-batch gathers every parameter forward and backward, and scatters its gradients' sums;
-    a rollout gathers them once. Over the tensor axis each layer sums its activations twice forward,
+    a network that only scores gathers them once for each of its parts, and a rollout once. Over the tensor axis each layer sums its activations twice forward,
     twice backward, and once more for what remat computes again.
     """
     tensor = mesh.shape["tensor"]
@@ -221,7 +226,8 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     trained = load.trained.items()
     tokens = load.rows * load.columns
     gathered = sum(2 * batches * weights(role, decoder) for role, decoder in trained)
-    gathered += sum(weights(role, decoder) for role, decoder in load.scoring.items())
+    scored = load.scored_in(mesh)
+    gathered += sum(scored * weights(role, decoder) for role, decoder in load.scoring.items())
     activations = sum(
         load.passes * (5 if decoder.remat == "full" else 4) * stream(decoder, tokens)
         for _, decoder in trained

@@ -65,6 +65,8 @@ def test_the_phases_of_a_step():
     assert found["score"].flops == forward / 8
     assert found["update"].flops == 4 * forward / 8  # forward, again, and twice backward
     assert found["update"].arithmetic == pytest.approx(4 * forward / 8 / 1e12)
+    weights = 2 * 100_000 * 2 / 2  # in two parts
+    assert found["score"].read == weights + activation_bytes(MODEL, 480) / 8
     moved = 4 * (2 * 100_000 * 2 / 2 + activation_bytes(MODEL, 480) / 8)
     assert found["update"].read == pytest.approx(moved + 28 * 100_000 / 8)
 
@@ -79,7 +81,7 @@ def test_what_has_to_be_sent():
     least = least_sent(LOAD, PARAMETERS, abstract_mesh({"fsdp": 4, "tensor": 2}))
     weights = 100_000 * 2 / 2 * 3 / 4
     assert least.sampling_weights == weights
-    assert least.gathered == 2 * 2 * weights + weights  # twice a micro-batch, and for scoring
+    assert least.gathered == 2 * 2 * weights + 2 * weights  # twice a micro-batch, once to score it
     assert least.reduced == 2 * weights
     stream = 2 * 480 / 4 * 64 * 2  # layers, a device's tokens, width, bytes; sent 2 x 1/2 times
     assert least.activations == 5 * stream + 2 * stream
