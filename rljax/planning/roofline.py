@@ -207,8 +207,9 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     """What fully sharded training has to send, in the dtype of the arithmetic.
 
     Each micro-batch gathers every parameter forward and backward, and scatters its gradients' sums;
-    a network that only scores gathers them once for each of its parts, and a rollout once. Over the tensor axis each layer sums its activations twice forward,
-    twice backward, and once more for what remat computes again.
+    a network that only scores gathers them for each of its parts, and a rollout once. Over the
+    tensor axis each layer sums its activations twice forward, twice backward, and once more for
+    what remat computes again.
     """
     tensor = mesh.shape["tensor"]
     sharded = mesh.shape["fsdp"] * mesh.shape["expert"] * mesh.shape["sequence"]
