@@ -11,15 +11,17 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax export RUN --to DIR [--step N | --best] [--role ROLE] [--dtype DTYPE] [--merge]
        rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
        rljax doctor MODEL
+       rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax --version
 
 launch  train a language model
 export  write a model of a run as a Hugging Face folder
 eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
+plan    say what a run would take on devices that are not there
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan")
 
 
 def main() -> int:

@@ -7,8 +7,7 @@ import jax
 from rljax.build import Build
 from rljax.checks import abstract_state
 from rljax.config import Config
-from rljax.sharding import bytes_per_device, row_shards
-from rljax.train import state_shardings
+from rljax.planning import footprint
 
 
 def describe(built: Build, config: Config) -> list[tuple[str, str]]:
@@ -16,17 +15,16 @@ def describe(built: Build, config: Config) -> list[tuple[str, str]]:
     batch, with its heading."""
     phase = built.train
     state = abstract_state(built, phase)
-    places = state_shardings(state, phase.axes, phase.optimizers, built.mesh)
-    roles, role_places = state.params | state.frozen, places.params | places.frozen
     counts = {
-        role: sum(leaf.size for leaf in jax.tree.leaves(tree)) for role, tree in roles.items()
+        role: sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for role, tree in (state.params | state.frozen).items()
     }
-    memory = {role: bytes_per_device(tree, role_places[role]) for role, tree in roles.items()}
-    memory["optimizer"] = bytes_per_device(state.opt_state, places.opt_state)
+    held = footprint(built, built.mesh)
+    memory = dict(held.state)
     data = config.data
     if built.algorithm.learns_from == "prompts":
         prompts, budget = data.prompts_per_step, built.sample.keywords["max_tokens"]
-        memory["kv cache"] = _cache_bytes(built, prompts, data.max_prompt_tokens + budget)
+        memory["kv cache"] = held.sampling["KV cache"]
         batch = (
             f"{prompts} prompts x {built.group_rows}, {data.max_prompt_tokens} + {budget} tokens"
         )
@@ -47,14 +45,6 @@ def describe(built: Build, config: Config) -> list[tuple[str, str]]:
         ),
         ("batch", f"{batch}, {phase.steps} steps"),
     ]
-
-
-def _cache_bytes(built: Build, prompts: int, columns: int) -> int:
-    """Of the sampler's keys and values, per device."""
-    model = built.networks.roles["policy"].model
-    cache = jax.eval_shape(lambda: model.init_cache(prompts * built.group_rows, columns))
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-    return total // row_shards(built.mesh)
 
 
 def _mebibytes(count: int) -> str:

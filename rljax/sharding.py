@@ -162,7 +162,10 @@ def spread_over(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def param_shardings(
-    axes: PyTree | OnHost, abstract: PyTree, mesh: Mesh, rules: Rules = TRAINING
+    axes: PyTree | OnHost,
+    abstract: PyTree,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = TRAINING,
 ) -> PyTree:
     """A tree of ``NamedSharding`` for parameters of logical ``axes`` and ``abstract`` shapes."""
     memory = {}
@@ -184,7 +187,7 @@ def check_host_memory(mesh: Mesh) -> None:
         raise UserError(f"offload: {kind} devices cannot use their host's memory") from error
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 

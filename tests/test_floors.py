@@ -19,10 +19,11 @@ FLOORS = [
     {"heldout", "phases"},
     {"build"},
     {"checks"},
+    {"planning"},
     {"ahead", "describe", "doctor", "evaluator", "export", "starts"},
     {"run"},
     {"launch"},
-    {"eval"},
+    {"eval", "plan"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from rljax.sharding import MOMENTS, TRAINING, param_shardings, replicated
@@ -37,7 +37,7 @@ def state_shardings(
     abstract: TrainState,
     axes: Mapping[str, PyTree],
     optimizers: Optimizers,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     """A tree of shardings like the state: parameters by the rule table, from the logical ``axes``
     of each tree, the optimizer's moments by theirs, and the rest whole on every device."""

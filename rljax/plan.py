@@ -1,0 +1,206 @@
+"""``rljax plan CONFIG [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search] [--json]``:
+what a run would take on devices that are not there.
+
+The real step is compiled for each mesh from shapes alone; its memory, its communication and an
+estimate of its time are printed. No weights are made, and nothing is computed.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rljax import resolve
+from rljax.build import build
+from rljax.config import Config, load_config
+from rljax.errors import UserError
+from rljax.launch import config_and_overrides
+from rljax.planning import (
+    CHIPS,
+    Chip,
+    Plan,
+    abstract_mesh,
+    as_json,
+    candidates,
+    compile_step,
+    devices_of,
+    estimate,
+    find_chip,
+    footprint,
+    least_sent,
+    load_of,
+    parameter_counts,
+    phases,
+    plan_lines,
+    ranking_lines,
+    slice_sizes,
+    use_simulated_devices,
+)
+from rljax.planning.roofline import seconds_on_links
+from rljax.sharding import MESH_AXES, make_mesh
+
+ROOM = 0.9  # of a chip's memory: what may be taken by count alone
+COMPILED = 3  # meshes of a search
+_AXIS = rf"({'|'.join(MESH_AXES)})=-?\d+"
+_MESH = re.compile(rf"{_AXIS}(,{_AXIS})*")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
+    parser = argparse.ArgumentParser(
+        prog="rljax plan",
+        usage="%(prog)s [config.yaml] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] "
+        "[--search] [--json]",
+        description="Say what a run would take on devices that are not there.",
+        epilog="Example: rljax plan configs/llama_8b.yaml fsdp=64 fsdp=32,tensor=2 --chip v5p",
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="a YAML file, by default that of the embedded task, settings to change in it, and "
+        "meshes such as fsdp=32,tensor=2, by default that of the config",
+    )
+    parser.add_argument("--chip", default="v5p", help=f"one of {', '.join(CHIPS)}; default v5p")
+    parser.add_argument("--devices", type=int, help="for axes of size -1, and for a search")
+    parser.add_argument("--search", action="store_true", help="find the quickest mesh")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_intermixed_args(arguments)
+    use_simulated_devices()
+    try:
+        return plan(options)
+    except UserError as error:
+        print(f"rljax: error: {error}", file=sys.stderr)
+        return 2
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Plans what the command line asks for, and prints it."""
+    meshes = [setting for setting in options.settings if _MESH.fullmatch(setting)]
+    path, overrides = config_and_overrides([s for s in options.settings if s not in meshes])
+    config, chip = load_config(path, overrides), find_chip(options.chip)
+    if options.devices is not None and options.devices < 1:
+        raise UserError(f"--devices: a number above 0 is needed, got {options.devices}")
+    if options.search and meshes:
+        raise UserError(f"--search finds the mesh; with {meshes[0]} there is nothing to find")
+    planner = Planner(config, path.parent, chip)
+    if options.search:
+        plans, tried, held = planner.search(options.devices or planner.smallest({"fsdp": -1}))
+        lines = [*ranking_lines(plans, tried, held), "", *plan_lines(plans[0])]
+    else:
+        sizes = [_parsed(mesh) for mesh in meshes] or [config.mesh]
+        plans = [planner.plan(planner.whole(one, options.devices)) for one in sizes]
+        lines = "\n\n".join("\n".join(plan_lines(one)) for one in plans).splitlines()
+    if options.json:
+        lines = [json.dumps([as_json(one) for one in plans], indent=2)]
+    print("\n".join(lines))
+    return 0
+
+
+class Planner:
+    """Plans of one config on one kind of chip."""
+
+    def __init__(self, config: Config, folder: Path, chip: Chip):
+        self._config, self._folder, self._chip = config, folder, chip
+        devices, _ = devices_of(chip._replace(shapes=()), 1)
+        self._built = build(config.model_copy(update={"mesh": {}}), folder, devices)
+        self._load = load_of(self._built, config)
+        self._parameters = parameter_counts(self._built)
+
+    def whole(self, sizes: Mapping[str, int], devices: int | None) -> dict[str, int]:
+        """The sizes of all axes, −1 filled up.
+
+        Raises ``UserError`` if they do not multiply to the number of devices.
+        """
+        given = resolve.arguments(make_mesh, sizes, context={}, where="mesh")
+        given = {axis: (resolve.defaults(make_mesh) | given)[axis] for axis in MESH_AXES}
+        if devices is None:
+            devices = self.smallest(given)
+        return _filled(given, devices)
+
+    def smallest(self, sizes: Mapping[str, int]) -> int:
+        """The devices that a mesh has, or if it leaves that open, the fewest that hold the state.
+
+        Raises ``UserError`` if as many as there can be do not.
+        """
+        known = math.prod(size for size in sizes.values() if size != -1)
+        if -1 not in sizes.values():
+            return known
+        for count in slice_sizes(self._chip):
+            if count % known == 0:
+                mesh = abstract_mesh(_filled(sizes, count))
+                if footprint(self._built, mesh).least < ROOM * self._chip.memory:
+                    return count
+        raise UserError(
+            f"no slice of {self._chip.name} holds the state on such a mesh; give --devices, or "
+            "spread the parameters over fsdp or tensor"
+        )
+
+    def plan(self, sizes: dict[str, int]) -> Plan:
+        """Compiles for a mesh."""
+        count = math.prod(sizes.values())
+        devices, compiler = devices_of(self._chip, count)
+        config = self._config.model_copy(update={"mesh": sizes})
+        built = build(config, self._folder, devices)
+        named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        print(
+            f"rljax: compiling for {count} x {self._chip.name}, {named or 'one device'}: "
+            "a minute or so",
+            file=sys.stderr,
+        )
+        compiled, held = compile_step(built), footprint(built, built.mesh)
+        links = seconds_on_links(compiled.collectives, self._chip, count)
+        return Plan(
+            mesh=sizes,
+            chip=self._chip,
+            compiler=compiler,
+            load=self._load,
+            held=held,
+            compiled=compiled,
+            phases=phases(self._load, held, self._parameters, built.mesh, self._chip, links),
+            least=least_sent(self._load, self._parameters, built.mesh),
+        )
+
+    def search(self, count: int) -> tuple[list[Plan], int, int]:
+        """The best meshes of ``count`` devices, compiled; how many there are, and how many hold the
+        state.
+
+        Raises ``UserError`` if none does.
+        """
+        devices_of(self._chip, count)  # or it is refused
+        found = list(candidates(self._load, count, self._chip))
+        held = [(sizes, footprint(self._built, abstract_mesh(sizes))) for sizes in found]
+        held = [(s, h) for s, h in held if h.least < ROOM * self._chip.memory]
+        if not held:
+            raise UserError(
+                f"none of {len(found)} meshes of {count} x {self._chip.name} holds the state and "
+                "has as many rows as it needs; more devices, or other rows per step"
+            )
+
+        def seconds(one) -> float:
+            sizes, footprint_ = one
+            found = estimate(self._load, footprint_, self._parameters, sizes, self._chip)
+            return sum(phase.seconds for phase in found.values())
+
+        best = sorted(held, key=seconds)[:COMPILED]
+        plans = [self.plan(sizes) for sizes, _ in best]
+        plans.sort(key=lambda one: (not one.fits, one.seconds if one.fits else one.total))
+        return plans, len(found), len(held)
+
+
+def _parsed(mesh: str) -> dict[str, int]:
+    """The sizes of a mesh such as ``fsdp=32,tensor=2``; what is not named has a size of 1."""
+    pairs = (part.split("=") for part in mesh.split(","))
+    return {"data": 1} | {axis: int(size) for axis, size in pairs}
+
+
+def _filled(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Sizes without a −1, of that many devices."""
+    known = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
+    if min(filled.values()) < 1 or math.prod(filled.values()) != devices:
+        named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
+        raise UserError(f"a mesh of {named or 'one device'} is not one of {devices} device(s)")
+    return filled

@@ -1,0 +1,33 @@
+"""What a step takes on devices that are not there: memory, communication, time."""
+
+from rljax.planning.chips import CHIPS, Chip, find_chip, slice_sizes
+from rljax.planning.footprint import Footprint, footprint
+from rljax.planning.report import Plan, as_json, plan_lines, ranking_lines
+from rljax.planning.roofline import Load, least_sent, load_of, parameter_counts, phases
+from rljax.planning.search import abstract_mesh, candidates, estimate
+from rljax.planning.topology import Compiled, compile_step, devices_of, use_simulated_devices
+
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Compiled",
+    "Footprint",
+    "Load",
+    "Plan",
+    "abstract_mesh",
+    "as_json",
+    "candidates",
+    "compile_step",
+    "devices_of",
+    "estimate",
+    "find_chip",
+    "footprint",
+    "least_sent",
+    "load_of",
+    "parameter_counts",
+    "phases",
+    "plan_lines",
+    "ranking_lines",
+    "slice_sizes",
+    "use_simulated_devices",
+]

@@ -1,0 +1,275 @@
+"""How long a step takes at the least: what its phases compute, read and send, at a chip's peaks.
+
+Of each phase the longest of the three counts, as if the others were hidden behind it. FLOPs are of
+matrix products and attention, as they are computed: what remat computes again is counted, and
+attention over all columns, masked or not.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from rljax import resolve
+from rljax.build import Build
+from rljax.config import Config
+from rljax.models import DecoderConfig
+from rljax.planning.chips import Chip, bandwidth
+from rljax.planning.collectives import Collective
+from rljax.planning.footprint import Footprint
+from rljax.sharding import row_shards
+from rljax.train import make_update
+
+OPTIMIZER_BYTES = 28  # a parameter: gradient, parameter and two moments are read, three written
+
+
+class Load(NamedTuple):
+    """What there is to do in a step, over all devices."""
+
+    prompts: int
+    prompt_tokens: int  # columns; 0 where nothing is sampled
+    max_tokens: int
+    rows: int
+    columns: int
+    trained: dict[str, DecoderConfig]
+    scoring: dict[str, DecoderConfig]  # networks that read each row once
+    passes: int  # over the rows: epochs
+    minibatches: int  # in all epochs
+    microbatches: int  # in each of them
+
+    def scored_in(self, mesh: Mesh | AbstractMesh) -> int:
+        """Parts that rows are read in before the update, as ``build`` has it."""
+        parts = self.minibatches // self.passes * self.microbatches
+        return math.gcd(parts, self.rows // row_shards(mesh)) if self.microbatches > 1 else 1
+
+
+class Phase(NamedTuple):
+    """Of one device, in seconds."""
+
+    flops: float  # these two as counts
+    read: float  # bytes
+    arithmetic: float
+    memory: float
+    links: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.arithmetic, self.memory, self.links)
+
+    @property
+    def bound(self) -> str:
+        terms = {"arithmetic": self.arithmetic, "memory": self.memory, "links": self.links}
+        return max(terms, key=terms.get)
+
+
+def load_of(built: Build, config: Config) -> Load:
+    """What a step of training does."""
+    roles, sources = built.networks.roles, built.networks.sources
+    decoders = {role: sources[role].architecture.decoder for role in roles if role in sources}
+    decoders = {role: decoders.get(role, built.decoder) for role in roles}
+    update = resolve.defaults(make_update) | config.update
+    trained = {role: decoders[role] for role in built.train.optimizers if role in decoders}
+    scoring = {role: decoders[role] for role in roles if role not in trained}
+    batch = built.train.batches[0]
+    if built.algorithm.learns_from == "prompts":
+        if "value" in roles:
+            scoring["value"] = decoders["value"]
+        if config.correction is not None:
+            scoring["policy"] = decoders["policy"]
+        prompts, prompt_tokens = batch.tokens.shape
+        max_tokens = built.sample.keywords["max_tokens"]
+        rows, columns = prompts * built.group_rows, prompt_tokens + max_tokens
+    else:
+        prompts = prompt_tokens = max_tokens = 0
+        rows, columns = batch.tokens.shape
+        rows *= 2 if batch.mismatched is not None else 1
+    return Load(
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        rows=rows,
+        columns=columns,
+        trained=trained,
+        scoring=scoring,
+        passes=update["epochs"],
+        minibatches=update["epochs"] * update["minibatches"],
+        microbatches=update["microbatches"],
+    )
+
+
+def forward_flops(config: DecoderConfig, rows: int, columns: int, *, head_width: int) -> float:
+    """FLOPs of one forward pass over [rows, columns]: its matrix products, attention over all
+    columns (as computed, masked or not), and a head of ``head_width`` outputs."""
+    layer = matrix_sizes(config) + 2 * config.heads * config.head_dim * columns
+    return 2.0 * rows * columns * (config.layers * layer + config.width * head_width)
+
+
+def matrix_sizes(config: DecoderConfig) -> int:
+    """Entries of a layer's matrices that a token is multiplied with."""
+    c = config
+    mlp = 3 * c.width * c.mlp_width
+    if c.experts:
+        mlp = c.experts.per_token * mlp + c.width * c.experts.count
+    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + mlp
+
+
+def phases(
+    load: Load,
+    held: Footprint,
+    parameters: Mapping[str, int],
+    mesh: Mesh | AbstractMesh,
+    chip: Chip,
+    links: Mapping[str, float],
+) -> dict[str, Phase]:
+    """The phases of a step.
+
+    Args:
+      parameters: of each role, over all devices.
+      links: seconds that devices send to each other, by phase.
+    """
+    count, tensor = mesh.size, mesh.shape["tensor"] * mesh.shape["sequence"]
+    work: dict[str, tuple[float, float]] = {}
+    if load.max_tokens:
+        policy = load.trained["policy"]
+        weights, cache = held.sampling.values()
+        flops = forward_flops(policy, load.prompts, load.prompt_tokens, head_width=0)
+        flops += 2.0 * load.prompts * policy.width * policy.vocab_size
+        moved = activation_bytes(policy, load.prompts * load.prompt_tokens) / count
+        work["prefill"] = flops, weights + moved
+        token = policy.layers * (
+            matrix_sizes(policy) + 2 * policy.heads * policy.head_dim * load.columns
+        )
+        token += policy.width * policy.vocab_size
+        turns = load.max_tokens
+        work["decode"] = 2.0 * load.rows * turns * token, turns * (weights + cache)
+    tokens = load.rows * load.columns
+    if load.scoring:
+        work["score"] = _sum(
+            (
+                forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder)),
+                load.scored_in(mesh) * _weights(decoder, parameters[role]) / tensor
+                + activation_bytes(decoder, tokens) / count,
+            )
+            for role, decoder in load.scoring.items()
+        )
+    updates, optimizer = [], sum(parameters[role] for role in load.trained) / mesh.size
+    for role, decoder in load.trained.items():
+        times = 4 if decoder.remat == "full" else 3  # passes forward: backward counts as two
+        forward = forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder))
+        reads = load.minibatches * load.microbatches * _weights(decoder, parameters[role]) / tensor
+        moved = load.passes * activation_bytes(decoder, tokens) / count
+        updates.append((times * load.passes * forward, times * (reads + moved)))
+    flops, moved = _sum(updates)
+    work["update"] = flops, moved + load.minibatches * optimizer * OPTIMIZER_BYTES
+    return {
+        name: Phase(
+            flops=flops / count,
+            read=moved,
+            arithmetic=flops / count / chip.flops,
+            memory=moved / chip.memory_bandwidth,
+            links=links.get(name, 0.0),
+        )
+        for name, (flops, moved) in work.items()
+    }
+
+
+def activation_bytes(config: DecoderConfig, tokens: int) -> float:
+    """Bytes that the matrix products of a forward pass read and write beside their weights."""
+    c = config
+    experts = c.experts.per_token if c.experts else 1
+    layer = 7 * c.width + 2 * c.head_dim * (c.heads + c.kv_heads) + 3 * c.mlp_width * experts
+    return float(tokens * c.layers * layer * _item(c))
+
+
+def seconds_on_links(
+    collectives: Mapping[str, list[Collective]], chip: Chip, count: int
+) -> dict[str, float]:
+    """Seconds that the devices of each phase send, one collective after the other."""
+    return {
+        phase: sum(one.total / bandwidth(chip, one.group, count) for one in found)
+        for phase, found in collectives.items()
+    }
+
+
+class Least(NamedTuple):
+    """Bytes that a device has to send in a step, at least, by phase and mesh axis."""
+
+    sampling_weights: float  # parameters gathered once a rollout
+    gathered: float  # parameters gathered for each pass of each micro-batch
+    reduced: float  # gradients, for each micro-batch
+    activations: float  # over the tensor axis, in the update and in scoring
+    decoded: float  # the same for each token that is drawn
+
+
+def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractMesh) -> Least:
+    """What fully sharded training has to send, in the dtype of the arithmetic.
+
+    Each micro-batch gathers every parameter forward and backward, and scatters its gradients' sums;
+    a network that only scores gathers them for each of its parts, and a rollout once. Over the
+    tensor axis each layer sums its activations twice forward, twice backward, and once more for
+    what remat computes again.
+    """
+    tensor = mesh.shape["tensor"]
+    sharded = mesh.shape["fsdp"] * mesh.shape["expert"] * mesh.shape["sequence"]
+    rows = row_shards(mesh)
+    apart, over = (sharded - 1) / sharded, 2 * (tensor - 1) / tensor
+    batches = load.minibatches * load.microbatches
+
+    def weights(role: str, decoder: DecoderConfig) -> float:
+        return _weights(decoder, parameters[role]) / tensor * apart
+
+    def stream(decoder: DecoderConfig, tokens: float) -> float:
+        """A sum over the tensor axis of what flows through every layer."""
+        return decoder.layers * tokens / rows * decoder.width * _item(decoder) * over
+
+    trained = load.trained.items()
+    tokens = load.rows * load.columns
+    gathered = sum(2 * batches * weights(role, decoder) for role, decoder in trained)
+    scored = load.scored_in(mesh)
+    gathered += sum(scored * weights(role, decoder) for role, decoder in load.scoring.items())
+    activations = sum(
+        load.passes * (5 if decoder.remat == "full" else 4) * stream(decoder, tokens)
+        for _, decoder in trained
+    ) + sum(2 * stream(decoder, tokens) for decoder in load.scoring.values())
+    sampling = decoded = 0.0
+    if load.max_tokens:
+        policy = load.trained["policy"]
+        sampling = weights("policy", policy)
+        decoded = 2 * stream(policy, load.rows * load.max_tokens)
+        decoded += 2 * stream(policy, load.prompts * load.prompt_tokens)
+    return Least(
+        sampling_weights=sampling,
+        gathered=gathered,
+        reduced=sum(batches * weights(role, decoder) for role, decoder in trained),
+        activations=activations,
+        decoded=decoded,
+    )
+
+
+def parameter_counts(built: Build) -> dict[str, int]:
+    """Parameters of each role."""
+    models = {role: one.model for role, one in built.networks.roles.items()}
+    shapes = {role: jax.eval_shape(model.init, jax.random.key(0)) for role, model in models.items()}
+    return {
+        role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for role, tree in shapes.items()
+    }
+
+
+def _head(role: str, decoder: DecoderConfig) -> int:
+    return 1 if role in ("value", "reward") else decoder.vocab_size
+
+
+def _item(decoder: DecoderConfig) -> int:
+    return 2 if decoder.dtype == "bfloat16" else 4
+
+
+def _weights(decoder: DecoderConfig, parameters: int) -> float:
+    return float(parameters * _item(decoder))
+
+
+def _sum(pairs) -> tuple[float, float]:
+    flops, moved = zip(*pairs, strict=True)
+    return sum(flops), sum(moved)
