@@ -71,6 +71,7 @@ def devices_of(chip: Chip, count: int) -> tuple[list, str]:
 def _tpus(chip: Chip, shape: str, slices: int) -> list:
     for name, value in {  # or the library looks for a TPU around it, and complains
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_MIN_LOG_LEVEL": "3",
