@@ -1,9 +1,16 @@
-"""Where a batch's rows come from when there are several hosts: two processes over loopback."""
+"""What the loop does when it is to stop, and where a batch's rows come from on several hosts."""
 
 import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rljax.host.loop import run_steps
+from rljax.host.stopping import Stopped
 
 HOST = """
 import sys
@@ -24,6 +31,78 @@ batch = jax.tree.map(lambda x: place_rows(x, row_sharding(mesh)), local)
 found = multihost_utils.process_allgather(batch, tiled=True)
 jax.tree.map(np.testing.assert_array_equal, found, batches[3])
 """
+
+
+class Counting:
+    """A step that counts, and checkpoints of its count."""
+
+    def __init__(self):
+        self.saved, self.seen = [], []
+
+    def prepare(self, state, batch):
+        return batch
+
+    def __call__(self, state, batch):
+        return SimpleNamespace(step=state.step + 1), {"count": np.float32(batch)}
+
+    def save(self, step, state, progress, force=False):
+        if force or step % 4 == 0:
+            self.saved.append((step, state.step))
+
+    def wait(self):
+        self.seen.append("waited")
+
+    def run(self, start=0, **calls):
+        calls = {"on_step": lambda *_: None, "on_state": lambda *_: None} | calls
+        return run_steps(
+            self,
+            SimpleNamespace(step=start),
+            lambda step: step,
+            steps=6,
+            checkpoints=self,
+            records=SimpleNamespace(write=self.seen.append),
+            progress=dict,
+            **calls,
+        )
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_run_that_is_to_stop_saves_before_the_next_step_begins(calls):
+    counting, asked = Counting(), iter(range(1, 10))
+
+    def check():
+        if next(asked) == calls:
+            raise Stopped(75)
+
+    with pytest.raises(Stopped):
+        counting.run(check_stop=check)
+    done = calls - 1
+    assert counting.saved[-1] == (done, done)
+    assert len(counting.seen) == done + 1
+    assert counting.seen[-1] == "waited"
+
+
+def test_a_run_can_stop_before_what_follows_a_step():
+    counting = Counting()
+
+    def evaluate(step, state):
+        if step == 3:
+            raise Stopped(75)
+
+    with pytest.raises(Stopped):
+        counting.run(on_state=evaluate)
+    assert counting.saved == [(3, 3)]
+
+
+def test_an_error_saves_nothing():
+    counting = Counting()
+
+    def fail(step, state):
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        counting.run(on_state=fail)
+    assert counting.saved == []
 
 
 def test_each_host_makes_its_own_rows_and_together_they_are_the_batch():
