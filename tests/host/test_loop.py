@@ -49,7 +49,7 @@ class Counting(CompiledStep):
         return batch
 
     def __call__(self, state, batch):
-        return state.replace(step=state.step + 1), {"count": np.float32(batch)}
+        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}
 
 
 class Kept(Checkpoints):
