@@ -111,16 +111,24 @@ def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
     assert (tmp_path / weights).read_bytes() == (expected / weights).read_bytes()
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path):
-    run = process(tmp_path, *RUN, "steps=4000")
-    metrics = tmp_path / "metrics.jsonl"
-    while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 4):
-        time.sleep(0.01)
-    run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert err.endswith(f"rljax: interrupted; the same with run_dir={tmp_path} resumes it\n")
-    assert "Traceback" not in err
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
+    """In the warm start, and in training: one that schedulers send, and one that people do."""
+    cases = [
+        ("warm_start", signal.SIGTERM, 75, "terminated"),
+        (".", signal.SIGINT, 130, "interrupted"),
+    ]
+    for phase, number, code, says in cases:
+        run = process(tmp_path, *RUN, "steps=4000", "warm_start.steps=80", "checkpoint.keep=100")
+        metrics = tmp_path / phase / "metrics.jsonl"
+        while run.poll() is None and not (metrics.exists() and len(records(metrics)) > 4):
+            time.sleep(0.01)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+        assert run.returncode == code
+        assert err.endswith(f"rljax: {says}; the same with run_dir={tmp_path} resumes it\n")
+        assert "Traceback" not in err
+        step = records(metrics)[-1]["step"]  # the one that was under way
+        assert (tmp_path / phase / "checkpoints" / str(step)).exists()
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed):
@@ -239,6 +247,6 @@ def test_dry_run_prints_the_plan_and_starts_nothing(capsys, tmp_path, monkeypatc
     # 2 layers x (4 attention matrices of 16 x 16, 3 of 16 x 32, 2 norms) + embedding + norm
     count = 2 * (4 * 256 + 3 * 512 + 2 * 16) + 100 * 16 + 16
     assert f"policy {count:,}, value {count + 16:,}, reference {count:,}" in out
-    assert "data=2 x fsdp=2 x tensor=2" in out
+    assert "data=2 x fsdp=2 x expert=1 x sequence=1 x tensor=2" in out
     assert "MiB per device" in out
     assert list(tmp_path.iterdir()) == []

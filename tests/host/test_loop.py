@@ -1,9 +1,22 @@
-"""Where a batch's rows come from when there are several hosts: two processes over loopback."""
+"""What the loop does when it is to stop, and where a batch's rows come from on several hosts."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.errors import UserError
+from rljax.host.checkpoint import Checkpoints
+from rljax.host.loop import CompiledStep, run_steps
+from rljax.host.metrics import Records
+from rljax.host.stopping import Stopped
+from rljax.types import TrainState
 
 HOST = """
 import sys
@@ -24,6 +37,79 @@ batch = jax.tree.map(lambda x: place_rows(x, row_sharding(mesh)), local)
 found = multihost_utils.process_allgather(batch, tiled=True)
 jax.tree.map(np.testing.assert_array_equal, found, batches[3])
 """
+
+
+class Counting(CompiledStep):
+    """A step that counts."""
+
+    def __init__(self):
+        pass
+
+    def prepare(self, state, batch):
+        return batch
+
+    def __call__(self, state, batch):
+        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}
+
+
+class Kept(Checkpoints):
+    """Checkpoints of a count: (step, what was saved of it), and None where they were waited for."""
+
+    def __init__(self):
+        self.log = []
+
+    def save(self, step, state, progress, *, force=False):
+        if force or step % 4 == 0:
+            self.log.append((step, int(state.step)))
+
+    def wait(self):
+        self.log.append(None)
+
+
+def run(**calls) -> list:
+    """What six steps save, until they stop."""
+    kept, key = Kept(), jax.random.key(0)
+    state = TrainState(step=jnp.int32(0), key=key, params={}, frozen={}, opt_state={}, shaping=())
+    calls = {"on_step": lambda step, metrics: None, "on_state": lambda step, state: None} | calls
+    with contextlib.suppress(Stopped, UserError):
+        run_steps(
+            Counting(),
+            state,
+            lambda step: np.float32(step),
+            steps=6,
+            checkpoints=kept,
+            records=Records(None),
+            progress=dict,
+            **calls,
+        )
+    return kept.log
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_run_that_is_to_stop_saves_before_the_next_step_begins(calls):
+    asked = iter(range(1, 10))
+
+    def check():
+        if next(asked) == calls:
+            raise Stopped(75)
+
+    earlier = [(4, 4)] if calls > 4 else []
+    assert run(check_stop=check) == [*earlier, (calls - 1, calls - 1), None]
+
+
+def test_a_run_can_stop_before_what_follows_a_step():
+    def evaluate(step, state):
+        if step == 3:
+            raise Stopped(75)
+
+    assert run(on_state=evaluate) == [(3, 3), None]
+
+
+def test_an_error_saves_nothing():
+    def fail(step, state):
+        raise UserError("no")
+
+    assert run(on_state=fail) == []
 
 
 def test_each_host_makes_its_own_rows_and_together_they_are_the_batch():
