@@ -60,7 +60,7 @@ def test_a_plan_of_the_embedded_task(capsys):
 
 def test_a_search_says_what_to_put_into_the_config(capsys, monkeypatch):
     """For people, with all about the best; here none is compiled."""
-    phases = dict.fromkeys(("prefill", "decode", "score", "update"), [])
+    phases = {name: [] for name in ("prefill", "decode", "score", "update")}
     compiled = Compiled(1.0, phases, held=1000, temporary=2000, peaks={})
     monkeypatch.setattr(plan, "compile_step", lambda built: compiled)
     text = planned(capsys, "--search", "--devices", "2", "--chip", "h100")
