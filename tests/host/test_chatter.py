@@ -29,12 +29,12 @@ def test_standard_output_is_the_runs_alone_and_the_rest_comes_later_but_for_gree
 
 
 def test_what_was_printed_last_can_be_dropped():
-    out, error = printed("assert chatter.take().endswith(b'in C++\\n'); chatter.restore()")
+    _, error = printed("assert chatter.take().endswith(b'in C++\\n'); chatter.restore()")
     assert error == ["an error of the run"]
 
 
 def test_it_is_passed_on_while_the_run_goes_on():
-    out, error = printed(
+    _, error = printed(
         "import time; time.sleep(3); taken = chatter.take(); chatter.restore(); assert not taken"
     )
     assert error == ["an error of the run", "from C++", "an error in C++"]
