@@ -21,7 +21,7 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.host.agree import agreed, is_writer
+from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped
@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         if place is None:
             return plan_or_run(options)
         with Peers(place) as peers:
+            meet("joined")
             code = plan_or_run(options, peers)
             peers.leave(code)
         return code

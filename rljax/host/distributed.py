@@ -6,6 +6,7 @@ the service's heartbeat, which also ends those that would wait in a collective f
 the process from C++, where nothing is left to do but to say so.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -60,7 +61,6 @@ class Peers:
             self._chatter.restore()
             raise
         self._index, self._joined = jax.process_index(), True
-        meet("joined")
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -73,7 +73,8 @@ class Peers:
         meet("leave")
         self._ending.acquire()
         self._code = code
-        jax.distributed.shutdown()
+        with contextlib.suppress(RuntimeError):  # nothing is left to be done
+            jax.distributed.shutdown()
         self._chatter.restore()
         self._listener.join(GRACE_SECONDS)
         if self._listener.is_alive():  # in C++, from where it cannot return as Python ends
