@@ -21,10 +21,10 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.host.agree import agreed, is_writer
+from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
-from rljax.host.stopping import TRY_AGAIN, Signals, Stopped
+from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped
 from rljax.host.terminal import Terminal
 from rljax.run import Run, steps_kept
 
@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         if place is None:
             return plan_or_run(options)
         with Peers(place) as peers:
+            meet("joined")
             code = plan_or_run(options, peers)
             peers.leave(code)
         return code
@@ -119,11 +120,14 @@ def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
     try:
         with built.pool, jax.set_mesh(built.mesh), Signals() as signals:
             Run(config, built, folder, terminal, signals.check).run()
-    except Stopped as stopped:
+    except (Stopped, KeyboardInterrupt) as stop:
+        if peers is not None and isinstance(stop, KeyboardInterrupt):
+            raise  # the others have not stopped
+        code = stop.code if isinstance(stop, Stopped) else INTERRUPTED
         if is_writer():
-            how = "terminated" if stopped.code == TRY_AGAIN else "interrupted"
+            how = "terminated" if code == TRY_AGAIN else "interrupted"
             print(f"rljax: {how}; the same with run_dir={folder} resumes it", file=sys.stderr)
-        return stopped.code
+        return code
     return 0
 
 

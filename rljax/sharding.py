@@ -240,12 +240,12 @@ def column_shards() -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in TRAINING["columns"])
 
 
-def axis_shards(name: str, size: int) -> int:
-    """Over how many shards the mesh in context spreads a logical axis of this size in training."""
+def axis_shards(name: str, size: int, rules: Rules = TRAINING) -> int:
+    """Over how many shards the mesh in context spreads a logical axis of this size."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    (entry,) = partition_spec((name,), (size,), mesh)
+    (entry,) = partition_spec((name,), (size,), mesh, rules)
     return math.prod(mesh.shape[axis] for axis in spread_over(entry))
 
 

@@ -17,23 +17,24 @@ def process(run_dir: Path, *settings: str) -> subprocess.Popen:
     )
 
 
-def pod(run_dir: Path, *settings: str, processes: int = 2, devices: int = 2) -> list:
-    """Training on several processes with as many simulated devices each."""
+def pod(run_dir: Path, *settings: str, last: str | None = None) -> list[subprocess.Popen]:
+    """Training on two processes of two simulated devices each; the last may have a setting of its
+    own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = "--xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "rljax.launch", *settings, f"run_dir={run_dir}"]
-    several = ["--coordinator", address, "--processes", str(processes), "--process"]
+    command += ["--coordinator", address, "--processes", "2", "--process"]
     return [
         subprocess.Popen(
-            [*command, *([*several, str(index)] if processes > 1 else [])],
+            [*command, str(index), *([last] if index and last else [])],
             env={**os.environ, "XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(processes)
+        for index in range(2)
     ]
 
 

@@ -74,9 +74,9 @@ def wait_for(step, folder, processes):
 
 
 def ended(process, seconds):
+    """Its exit code, its lines of errors, its output."""
     out, error = process.communicate(timeout=seconds)
-    lines = [line for line in error.splitlines() if line.startswith("rljax: ")]
-    return process.returncode, lines, out
+    return process.returncode, error.splitlines(), out
 
 
 def test_two_processes_are_as_one_and_end_together(tmp_path):
@@ -105,8 +105,10 @@ def test_two_processes_are_as_one_and_end_together(tmp_path):
     assert time.monotonic() - began < 30
     processes[0].communicate()
     assert code == 75
-    assert line.startswith("rljax: error: process 1: lost another process of this run")
-    assert f"it goes on from step {stopped}" in line or "it goes on from step" in line
+    assert line.startswith("rljax: error: process 1: lost another process of this run (")
+    kept = max(int(path.name) for path in folder.glob("checkpoints/[0-9]*") if path.name.isdigit())
+    assert line.endswith(f"; start the same command again: it goes on from step {kept}")
+    assert kept >= stopped
 
     run_here(folder)  # what two processes began, one goes on with
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -118,3 +120,12 @@ def test_two_processes_are_as_one_and_end_together(tmp_path):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), params(alone), params(folder)
     )
+
+
+def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
+    for process in pod(tmp_path / "run", *SETTINGS, last="steps=3"):
+        code, (line,), _ = ended(process, 120)
+        assert code == 2
+        assert line.startswith(
+            "rljax: error: process 1: this process has another config than process 0; "
+        )

@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec
 
 from rljax.errors import UserError
 from rljax.models import decoder, llama
+from rljax.sampling import make_sampler
 from rljax.sharding import MESH_AXES, MOMENTS, SAMPLING, TRAINING, make_mesh, partition_spec
+from rljax.types import Prompts
 
 
 def sizes_of(mesh):
@@ -115,9 +117,11 @@ def logits_and_gradients(params):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"sequence": 2}, {"sequence": 4}, {"sequence": 2, "tensor": 2, "fsdp": 2}], ids=str
+    "sizes",
+    [{"sequence": 2}, {"sequence": 4}, {"sequence": 2, "tensor": 2, "fsdp": 2}, {"tensor": 4}],
+    ids=str,  # the last has more devices than there are heads of keys
 )
-def test_spread_columns_give_the_same_logits_and_gradients(sizes):
+def test_spread_columns_and_heads_give_the_same_logits_and_gradients(sizes):
     alone = logits_and_gradients(PARAMS)
     with jax.set_mesh(make_mesh(**sizes)):
         spread = logits_and_gradients(PARAMS)
@@ -131,3 +135,18 @@ def test_spread_columns_are_really_spread():
     assert "f32[4,1,32]" in text  # the hidden units of one column of eight
     assert "f32[4,8,32]" not in text
     assert "f32[32,32]" not in text
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 4, "fsdp": 2}, {"sequence": 2, "tensor": 2}], ids=str)
+def test_more_devices_than_heads_of_keys_sample_the_same(sizes):
+    """Each then has a copy of the head that its queries read, and of no other in its cache."""
+    prompts = Prompts(TOKENS, MASK, {})
+    draw = jax.jit(make_sampler(MODEL, max_tokens=4, eos_ids=(0,), pad_id=1))
+    alone = draw(PARAMS, prompts, jax.random.key(2))
+    with jax.set_mesh(make_mesh(**sizes)):
+        spread = jax.jit(make_sampler(MODEL, max_tokens=4, eos_ids=(0,), pad_id=1))
+        rollout = spread(PARAMS, prompts, jax.random.key(2))
+        heads = jax.eval_shape(lambda: MODEL.init_cache(4, 12)).keys.shape[2]
+    assert heads == 4
+    np.testing.assert_array_equal(rollout.tokens, alone.tokens)
+    np.testing.assert_allclose(rollout.logprobs, alone.logprobs, atol=1e-5)

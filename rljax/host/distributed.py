@@ -6,6 +6,7 @@ the service's heartbeat, which also ends those that would wait in a collective f
 the process from C++, where nothing is left to do but to say so.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -22,6 +23,7 @@ import jax
 
 from rljax.errors import UserError
 from rljax.host.agree import meet
+from rljax.host.chatter import Chatter
 from rljax.host.cluster import Place
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN
 
@@ -29,6 +31,7 @@ JOIN_SECONDS = 300  # that a process waits for the others to start
 HEARTBEAT_SECONDS = 15  # without a sign of life, after which a process is lost
 GRACE_SECONDS = 2  # for what was said to be heard
 LISTEN_MILLISECONDS = 10**9
+COORDINATION = b"coordination"  # in what JAX prints before it aborts for the loss of a process
 END = "rljax/end"  # the entry of the process that ends first: which, why, and its exit code
 LOST = (  # in an error of the runtime: signs that another process went away
     *("gloo", "nccl", "connection", "socket closed", "broken pipe", "barrier", "coordination"),
@@ -50,11 +53,14 @@ class Peers:
         self._joined = False
         self._code: int | None = None  # once all processes have come to their end
         self._ending = threading.Lock()  # only one thread has the last word
-        _keep_output_clean()
+        self._chatter = Chatter()
         self._watch_aborts()
-        self._join()
+        try:
+            self._join()
+        except UserError:
+            self._chatter.restore()
+            raise
         self._index, self._joined = jax.process_index(), True
-        meet("joined")
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -67,7 +73,9 @@ class Peers:
         meet("leave")
         self._ending.acquire()
         self._code = code
-        jax.distributed.shutdown()
+        with contextlib.suppress(RuntimeError):  # nothing is left to be done
+            jax.distributed.shutdown()
+        self._chatter.restore()
         self._listener.join(GRACE_SECONDS)
         if self._listener.is_alive():  # in C++, from where it cannot return as Python ends
             self._exit(code)
@@ -82,7 +90,9 @@ class Peers:
             self._end(str(error), 2)
         if isinstance(error, KeyboardInterrupt):
             self._end("interrupted", INTERRUPTED)
-        runtime = [str(part) for part in _chain(error) if isinstance(part, RuntimeError)]
+        runtime = [
+            str(part) for part in _chain(error) if isinstance(part, jax.errors.JaxRuntimeError)
+        ]
         if any(sign in text.lower() for text in runtime for sign in LOST):
             time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
             self._lost(runtime[0].partition("\n")[0])
@@ -145,7 +155,9 @@ class Peers:
 
     def _end(self, line: str, code: int) -> NoReturn:
         """Ends this process and, by saying so, all others."""
-        threading.Thread(target=self._tell, args=(line, code), daemon=True).start()
+        telling = threading.Thread(target=self._tell, args=(line, code), daemon=True)
+        telling.start()
+        telling.join(GRACE_SECONDS)  # the service may be gone
         mine = f"process {self._index}: " if self._index else ""
         self._last_words(mine + line, code)
 
@@ -165,7 +177,9 @@ class Peers:
     def _last_words(self, line: str, code: int) -> NoReturn:
         if not self._ending.acquire(blocking=False):
             time.sleep(2 * GRACE_SECONDS)  # while another thread ends the process
-        os.write(2, f"rljax: error: {line}\n".encode())
+        if code != TRY_AGAIN:  # else it tells of the loss of a process, at length
+            self._chatter.pass_on(self._chatter.take())
+        self._chatter.pass_on(f"rljax: error: {line}\n".encode())
         time.sleep(GRACE_SECONDS if self._index == 0 else 0)  # it keeps what it and others told
         self._exit(code)
 
@@ -188,12 +202,14 @@ class Peers:
     def _aborted(self, number: int) -> None:
         if self._code is not None:
             self._exit(self._code)
-        if not self._joined:
-            self._last_words(
-                f"{self._name()} waited {self._join_seconds} s for the others to join", 2
-            )
-        if threading.current_thread() is not threading.main_thread():
-            self._lost("see above")
+        said = self._chatter.take()
+        if COORDINATION not in said.lower():
+            self._chatter.pass_on(said)  # a fault of this process's own: it goes on to abort
+        elif self._joined:
+            self._lost("there is no sign of life from it")
+        else:
+            waited = f"waited {self._join_seconds} s for the others to join"
+            self._last_words(f"{self._name()} {waited}", 2)
 
 
 def _client() -> Any:
@@ -212,11 +228,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _keep_output_clean() -> None:
-    """Standard output is the run's, for lines of JSON; what libraries print goes to standard
-    error."""
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)

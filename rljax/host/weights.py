@@ -19,7 +19,7 @@ from rljax.errors import UserError
 from rljax.host.agree import fetch, is_writer
 from rljax.models.hf import IGNORED, Piece, Tensor, from_stored, to_stored
 from rljax.trees import find
-from rljax.types import Params
+from rljax.types import Array, Params
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of an exported file, at most
@@ -207,7 +207,7 @@ def gather(tensor: Tensor, params: Params, dtype: str) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def whole(array: Array) -> np.ndarray:
     """An array on the host, also if its parts lie on several hosts."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = fetch(array, array.sharding.mesh)

@@ -20,7 +20,7 @@ from rljax.models.attention import attention, softcapped
 from rljax.models.experts import Experts, apply_experts, route
 from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
 from rljax.models.rope import Rope, rotate, turns
-from rljax.sharding import SAMPLING, STREAM, TRAINING, axis_shards, column_shards, lay
+from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, column_shards, lay
 from rljax.types import Cache, Model, Params
 
 INPUT = "layer_input"
@@ -293,6 +293,7 @@ class Decoder(nnx.Module):
             ]
             return jax.lax.switch(kind, branches, q, k, v, numbers)
 
+        copies = _kv_copies(config, rules)
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
@@ -304,7 +305,10 @@ class Decoder(nnx.Module):
 
             def attend(q, k, v):
                 # Each query sees the keys of all columns, wherever these lie.
-                k, v = (lay(y.swapaxes(1, 2), KEYS, rules) for y in (k, v))
+                k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+                if copies > 1:
+                    k, v = (jnp.repeat(y, copies, axis=1) for y in (k, v))
+                k, v = lay(k, KEYS, rules), lay(v, KEYS, rules)
                 written = None if cache is None else _write(cache, k, v, index, column)
                 if written is not None:
                     k, v = written.keys[index], written.values[index]
@@ -355,7 +359,8 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         return nnx.merge(definition, params).readout(hidden)
 
     def init_cache(rows: int, columns: int) -> Cache:
-        shape = (config.layers, rows, config.kv_heads, columns, config.head_dim)
+        kv_heads = config.kv_heads * _kv_copies(config, SAMPLING)
+        shape = (config.layers, rows, kv_heads, columns, config.head_dim)
         return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     def axes_of(variable):
@@ -405,6 +410,12 @@ def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
         return jnp.pad(jnp.repeat(x, group_size, axis=1), [(0, 0)] * 3 + [(0, columns), (0, 0)])
 
     return jax.tree.map(extend, cache)
+
+
+def _kv_copies(config: DecoderConfig, rules: Rules) -> int:
+    """Of each key head, so that every device that has heads of queries has theirs and no others."""
+    shards = axis_shards("heads", config.heads, rules)
+    return shards // config.kv_heads if shards % config.kv_heads == 0 else 1
 
 
 def _small(width: int) -> float:

@@ -30,12 +30,15 @@ from rljax.sharding import make_mesh, row_sharding
 from rljax.tasks import character_tokenizer
 rows = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": f"{i}"} for i in range(20)]
 table = pair_table([Rows(rows, "rows", None)], character_tokenizer(), Limits())
-batches, mesh = make_batches(table, batch_size=8, seed=0), make_mesh(data=2, fsdp=2)
-local = host_batch(batches, 3, mesh)
-assert local.tokens.shape[0] == 8, local.tokens.shape
-batch = jax.tree.map(lambda x: place_rows(x, row_sharding(mesh)), local)
-found = multihost_utils.process_allgather(batch, tiled=True)
-jax.tree.map(np.testing.assert_array_equal, found, batches[3])
+batches = make_batches(table, batch_size=8, seed=0)
+first, second, third, fourth = jax.devices()
+for devices in ([first, second, third, fourth], [first, third, second, fourth]):
+    mesh = make_mesh(devices, data=2, fsdp=2)
+    local = host_batch(batches, 3, mesh)
+    assert local.tokens.shape[0] == 8, local.tokens.shape
+    batch = jax.tree.map(lambda x: place_rows(x, row_sharding(mesh)), local)
+    found = multihost_utils.process_allgather(batch, tiled=True)
+    jax.tree.map(np.testing.assert_array_equal, found, batches[3])
 """
 
 
