@@ -6,6 +6,7 @@ estimate of its time are printed. No weights are made, and nothing is computed.
 """
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -14,13 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rljax import resolve
-from rljax.build import build
+from rljax.build import Build, build
 from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.launch import config_and_overrides
 from rljax.planning import (
     CHIPS,
     Chip,
+    Load,
     Plan,
     abstract_mesh,
     as_json,
@@ -104,10 +106,20 @@ class Planner:
 
     def __init__(self, config: Config, folder: Path, chip: Chip):
         self._config, self._folder, self._chip = config, folder, chip
-        devices, _ = devices_of(chip._replace(shapes=()), 1)
-        self._built = build(config.model_copy(update={"mesh": {}}), folder, devices)
-        self._load = load_of(self._built, config)
-        self._parameters = parameter_counts(self._built)
+
+    @functools.cached_property
+    def _built(self) -> Build:
+        """On one device, for what does not depend on the mesh."""
+        devices, _ = devices_of(self._chip._replace(shapes=()), 1)
+        return build(self._config.model_copy(update={"mesh": {}}), self._folder, devices)
+
+    @functools.cached_property
+    def _load(self) -> Load:
+        return load_of(self._built, self._config)
+
+    @functools.cached_property
+    def _parameters(self) -> dict[str, int]:
+        return parameter_counts(self._built)
 
     def whole(self, sizes: Mapping[str, int], devices: int | None) -> dict[str, int]:
         """The sizes of all axes, −1 filled up.

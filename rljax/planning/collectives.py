@@ -38,10 +38,12 @@ class Collective(NamedTuple):
 def collectives(program: Program) -> list[Collective]:
     """All that devices send to each other."""
     found = []
-    for instruction, loops, scope, outermost in program.walk():
+    for instruction, loops, scope, outermost, fused in program.walk():
         kind = kind_of(instruction)
         if kind in KINDS:
             group, shape = _group(instruction, program.devices), _result(instruction)
+            if kind == "all-reduce" and fused and 2 * bytes_of(fused) <= bytes_of(shape):
+                kind, shape = "reduce-scatter", fused  # a sum that only a slice is taken of
             sent = _sent(kind, shape, group)
             name = instruction.name
             found.append(Collective(kind, name, scope, outermost, shape, group, sent, loops))

@@ -43,6 +43,7 @@ class Running(NamedTuple):
     loops: tuple[int, ...]  # how often each loop around it turns, the outermost first
     scope: str  # its own, or else that of what it is called by
     outermost: str  # the name of the first of these loops, if there is one
+    fused: str = ""  # the shape of what the fusion around it gives, if there is one
 
 
 class Program:
@@ -63,7 +64,7 @@ class Program:
         assert self.entry, "a program without an entry"
 
     def walk(self) -> Iterator[Running]:
-        """Every instruction that runs, but for those inside of fusions."""
+        """Every instruction that runs; inside of fusions only what devices do together."""
         yield from self._walk(self.entry, (), "", "")
 
     def _walk(self, computation: str, loops: tuple[int, ...], scope: str, outermost: str):
@@ -74,6 +75,12 @@ class Program:
                 turns = (*loops, self.turns(computation, instruction))
                 for called in _condition_and_body(instruction):
                     yield from self._walk(called, turns, own, outermost or instruction.name)
+            elif instruction.opcode == "fusion":
+                for called in _called(instruction):
+                    for one in self.computations[called].values():
+                        if kind_of(one) in KINDS:
+                            fused = instruction.shape
+                            yield Running(one, loops, one.scope or own, outermost, fused)
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in _called(instruction):
                     yield from self._walk(called, loops, own, outermost)
@@ -83,7 +90,7 @@ class Program:
         belongs to: that of most of its instructions."""
         votes: dict[str, collections.Counter] = {}
         large = set()
-        for instruction, _, scope, outermost in self.walk():
+        for instruction, _, scope, outermost, _ in self.walk():
             if outermost:
                 votes.setdefault(outermost, collections.Counter())[scope_in(scope, names)] += 1
                 if instruction.opcode == "while" or kind_of(instruction) in KINDS:

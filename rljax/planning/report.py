@@ -242,8 +242,10 @@ def _least(plan: Plan) -> list[str]:
     """What was sent against what has to be."""
     sent: collections.Counter = collections.Counter()
     for (phase, _, axes), (_, size, _) in _by_kind(plan).items():
-        within = "tensor" if axes == "tensor" else "shards"
-        sent["decode" if phase == "prefill" and within == "tensor" else phase, within] += size
+        beside = set(axes.split(" x ")) <= {"tensor", "sequence"}
+        beside = beside and (phase, axes) != ("prefill", "sequence")  # weights, on their way
+        phase = "decode" if phase == "prefill" and beside else phase
+        sent[phase, "tensor" if beside else "shards"] += size
     least, update = plan.least, sent["update", "shards"] + sent["score", "shards"]
     rows = [
         ("weights for sampling, once", sent["prefill", "shards"], least.sampling_weights),

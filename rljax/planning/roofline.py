@@ -209,40 +209,43 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     Each micro-batch gathers every parameter forward and backward, and scatters its gradients' sums;
     a network that only scores gathers them for each of its parts, and a rollout once. Over the
     tensor axis each layer sums its activations twice forward, twice backward, and once more for
-    what remat computes again.
+    what remat computes again. The sequence axis splits matrices while tokens are drawn, and
+    columns otherwise, whose keys and values are left out here.
     """
-    tensor = mesh.shape["tensor"]
-    sharded = mesh.shape["fsdp"] * mesh.shape["expert"] * mesh.shape["sequence"]
-    rows = row_shards(mesh)
-    apart, over = (sharded - 1) / sharded, 2 * (tensor - 1) / tensor
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+    held = mesh.shape["fsdp"] * mesh.shape["expert"]
     batches = load.minibatches * load.microbatches
 
-    def weights(role: str, decoder: DecoderConfig) -> float:
-        return _weights(decoder, parameters[role]) / tensor * apart
+    def weights(role: str, decoder: DecoderConfig, split: int, shards: int) -> float:
+        """Those of other shards, of a part of the parameters that is split no further."""
+        return _weights(decoder, parameters[role]) / split * (shards - 1) / shards
 
-    def stream(decoder: DecoderConfig, tokens: float) -> float:
-        """A sum over the tensor axis of what flows through every layer."""
-        return decoder.layers * tokens / rows * decoder.width * _item(decoder) * over
+    def stream(decoder: DecoderConfig, tokens: float, split: int) -> float:
+        """A sum of what flows through every layer, over the devices that matrices are split over;
+        ``tokens`` are of one device."""
+        return decoder.layers * tokens * decoder.width * _item(decoder) * 2 * (split - 1) / split
 
-    trained = load.trained.items()
-    tokens = load.rows * load.columns
-    gathered = sum(2 * batches * weights(role, decoder) for role, decoder in trained)
-    scored = load.scored_in(mesh)
-    gathered += sum(scored * weights(role, decoder) for role, decoder in load.scoring.items())
+    trained, scored = load.trained.items(), load.scored_in(mesh)
+    tokens = load.rows * load.columns / row_shards(mesh) / sequence
+    once = {role: weights(role, decoder, tensor, held * sequence) for role, decoder in trained}
+    gathered = 2 * batches * sum(once.values()) + sum(
+        scored * weights(role, decoder, tensor, held * sequence)
+        for role, decoder in load.scoring.items()
+    )
     activations = sum(
-        load.passes * (5 if decoder.remat == "full" else 4) * stream(decoder, tokens)
+        load.passes * (5 if decoder.remat == "full" else 4) * stream(decoder, tokens, tensor)
         for _, decoder in trained
-    ) + sum(2 * stream(decoder, tokens) for decoder in load.scoring.values())
+    ) + sum(2 * stream(decoder, tokens, tensor) for decoder in load.scoring.values())
     sampling = decoded = 0.0
     if load.max_tokens:
-        policy = load.trained["policy"]
-        sampling = weights("policy", policy)
-        decoded = 2 * stream(policy, load.rows * load.max_tokens)
-        decoded += 2 * stream(policy, load.prompts * load.prompt_tokens)
+        policy, split = load.trained["policy"], tensor * sequence
+        sampling = weights("policy", policy, split, held)
+        drawn = load.rows * load.max_tokens + load.prompts * load.prompt_tokens
+        decoded = 2 * stream(policy, drawn / row_shards(mesh), split)
     return Least(
         sampling_weights=sampling,
         gathered=gathered,
-        reduced=sum(batches * weights(role, decoder) for role, decoder in trained),
+        reduced=batches * sum(once.values()),
         activations=activations,
         decoded=decoded,
     )

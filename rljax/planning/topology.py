@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from rljax.build import Build
 from rljax.checks import abstract_state, first_batch
@@ -71,6 +72,7 @@ def devices_of(chip: Chip, count: int) -> tuple[list, str]:
 def _tpus(chip: Chip, shape: str, slices: int) -> list:
     for name, value in {  # or the library looks for a TPU around it, and complains
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_MIN_LOG_LEVEL": "3",
@@ -117,7 +119,8 @@ def compile_step(built: Build) -> Compiled:
         else:
             lowered = [jax.jit(step, **finish).lower(state, batch)]
         tokens = built.sample.keywords["max_tokens"] if built.sample else 0
-        parts = [_compile(one, tokens) for one in lowered]
+        platform = mesh.devices.flat[0].platform
+        parts = [_compile(one, platform, tokens) for one in lowered]
     together = parts[0] if len(parts) == 1 else _together(*parts)
     return together._replace(seconds=time.perf_counter() - start)
 
@@ -131,13 +134,15 @@ def _without_cache() -> Iterator[None]:
     """A program from the cache comes without the compiler's reports."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or JAX goes by what the setting was at its first program
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
-def _compile(lowered, max_tokens: int) -> Compiled:
+def _compile(lowered, platform: str, max_tokens: int) -> Compiled:
     """Compiles, and reads the reports that the compiler writes. (A compiled TPU program cannot
     always be turned into text.)"""
     with tempfile.TemporaryDirectory() as folder:
@@ -146,6 +151,8 @@ def _compile(lowered, max_tokens: int) -> Compiled:
             "xla_dump_hlo_as_text": True,
             "xla_dump_hlo_pass_re": "",
         }
+        if platform == "cpu":  # machine code that nothing runs need not be good
+            options["xla_backend_optimization_level"] = 0
         try:
             memory = lowered.compile(compiler_options=options).memory_analysis()
         except jax.errors.JaxRuntimeError as error:

@@ -172,3 +172,25 @@ def test_a_loop_without_a_note_is_counted_from_its_counter(start, turns):
 def test_bytes_of_shapes():
     assert bytes_of("pred[]") == 1
     assert bytes_of("(bf16[2,3]{1,0:T(8,128)(2,1)}, s32[4], f8e4m3fn[8])") == 12 + 16 + 8
+
+
+FUSED = """HloModule m, num_partitions=8
+
+%scatter (x: bf16[64]) -> bf16[16] {
+  %x = bf16[64]{0} parameter(0)
+  %sum = bf16[64]{0} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  %at = s32[] constant(0)
+  ROOT %part = bf16[16]{0} dynamic-slice(%sum, %at), dynamic_slice_sizes={16}
+}
+
+ENTRY %main (p: bf16[64]) -> bf16[16] {
+  %p = bf16[64]{0} parameter(0)
+  ROOT %y = bf16[16]{0} fusion(%p), kind=kCustom, calls=%scatter
+}
+"""
+
+
+def test_a_sum_that_a_slice_is_taken_of_is_scattered():
+    """As the TPU compiler writes it, in a fusion."""
+    (one,) = collectives(Program(FUSED))
+    assert (one.kind, one.shape, one.sent) == ("reduce-scatter", "bf16[16]{0}", 3 * 32)
