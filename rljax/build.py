@@ -146,6 +146,8 @@ def build(
     if config.data.reference_ahead:
         if not algorithm.needs_reference:
             raise UserError("data.reference_ahead: the algorithm compares nothing with a reference")
+        if networks.roles["reference"].offloaded:
+            raise UserError("models.reference.offload: with data.reference_ahead none is kept")
         networks, ahead = split_ahead(networks, _update_settings(config)["microbatches"])
 
     sample = score = None

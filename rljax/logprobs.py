@@ -73,7 +73,7 @@ def hidden_logprobs(
         logits = lay(logits, ("rows", "columns", "vocab"))
         there = ids >= 0
         total = jax.nn.logsumexp(logits, axis=-1, where=there)
-        share = jnp.where(there, jnp.exp(logits - total[..., None]), 0.0)
+        share = jnp.exp(jnp.where(there, logits - total[..., None], -jnp.inf))
         chosen = jnp.where(ids == following[..., None], logits, 0.0)
         return total, jnp.sum(share * logits, axis=-1), chosen.sum(axis=-1)
 

@@ -203,8 +203,8 @@ def check_shards(where: str, count: int, mesh: Mesh) -> None:
     shards = row_shards(mesh)
     if count % shards:
         raise UserError(
-            f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp); "
-            f"{multiples(count, shards)} would"
+            f"{where}={count} does not divide over the mesh's {shards} row shards (data x fsdp x "
+            f"expert); {multiples(count, shards)} would"
         )
 
 

@@ -152,6 +152,8 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
         name = str(folder.resolve()) if local else name
         source = Source(found.architecture, found.folder, name, found.head)
     source = source._replace(param_dtype=param_dtype, offload=offload)
+    if source.head == "value" and options["vocab_at_once"] != MODEL_OPTIONS["vocab_at_once"]:
+        raise UserError(f"{where}.vocab_at_once: its head has no vocabulary")
     source = _run_as(source, options["attention"], options["vocab_at_once"], where)
     return source._replace(lora=_lora(source, options["lora"], where))
 
@@ -160,7 +162,7 @@ def _run_as(source: Source, attention: Any, vocab_at_once: Any, where: str) -> S
     """The source with the options that say how its decoder runs."""
     if attention not in ("auto", "plain"):
         raise UserError(f"{where}.attention: auto or plain, got {attention!r}")
-    if not isinstance(vocab_at_once, int) or vocab_at_once < 1:
+    if type(vocab_at_once) is not int or vocab_at_once < 1:
         raise UserError(f"{where}.vocab_at_once: a number above 0 is needed, got {vocab_at_once!r}")
     decoder = dataclasses.replace(
         source.architecture.decoder, attention=attention, vocab_at_once=vocab_at_once
@@ -356,10 +358,12 @@ def _scorer(made: Networks, role: str, source: Source, start: str) -> None:
 
 
 def _base_of_policy(made: Networks, dtype: str) -> str | None:
-    """The frozen tree that is the policy as it starts, if there is one of this type."""
+    """The frozen tree that is the policy as it starts, if there is one of this type on the
+    devices."""
     for name in ("policy_base", "reference"):
         is_policy = name not in made.sources  # a reference of its own has a source
-        if name in made.trees and is_policy and made.trees[name].dtype == dtype:
+        tree = made.trees.get(name)
+        if tree and is_policy and tree.dtype == dtype and not isinstance(tree.axes, OnHost):
             return name
     return None
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.logprobs import token_logprobs, vocab_parts
+from rljax.logprobs import hidden_logprobs, token_logprobs, vocab_parts
 from rljax.losses.distribution import reverse_kl
 from rljax.models import decoder, llama
 from rljax.sharding import make_mesh
@@ -109,3 +109,21 @@ def test_a_teacher_is_compared_with_in_parts_of_the_columns():
         return jax.jit(jax.grad(total, has_aux=True))(params)
 
     assert_close(outputs(16), outputs(VOCAB))
+
+
+def test_padding_of_the_parts_does_no_harm_far_below_zero():
+    """Logits near −120, of which the padding's 0 would be the largest by far."""
+    params, _ = whole(False)
+    low = params | {"head": params["head"] - 40.0}
+    hidden = 0.2 * jnp.ones((ROWS, COLUMNS, 16))
+
+    def gradient(at_once):
+        model = model_of(False, at_once)
+
+        def total(params):
+            return sum(x.sum() for x in hidden_logprobs(model, params, hidden, TOKENS))
+
+        return jax.jit(jax.grad(total))(low)["head"]
+
+    assert float((hidden[0, 0] @ low["head"]).max()) < -100
+    assert_close(gradient(16), gradient(VOCAB), atol=1e-3)

@@ -202,10 +202,23 @@ def test_adapters_of_the_value_lie_over_the_reference_where_that_is_the_policy(f
 def test_how_a_decoder_runs_is_said_beside_it(folders):
     options = "models.policy={fn: %s, attention: plain, vocab_at_once: 7}"
     built = build(folders, options % folders["policy"])
-    for role in ("policy", "value", "reference"):
+    for role in ("policy", "value"):
         decoder = built.networks.sources[role].architecture.decoder
         assert (decoder.attention, decoder.vocab_at_once) == ("plain", 7)
-        assert (built.networks.roles[role].model.head_parts is None) == (role == "value")
+    in_parts = {name for name, role in built.networks.roles.items() if role.model.head_parts}
+    assert in_parts == {"policy", "reference"}
+
+
+def test_a_reference_in_the_hosts_memory_is_no_base_for_adapters(folders):
+    value = "models.value={fn: policy, lora: {rank: 2}}"
+    names = [
+        build(folders, value, f"models.reference={{fn: policy, offload: {offload}}}").networks.trees
+        for offload in ("false", "true")
+    ]
+    assert [set(trees) - {"policy", "value", "reference"} for trees in names] == [
+        set(),
+        {"value_base"},
+    ]
 
 
 def test_a_base_may_be_bfloat16_and_adapters_are_not(folders):
@@ -334,6 +347,10 @@ def refused(capsys, *settings: str) -> str:
         ),
         (["models.policy={policy}", "models.policy.attention=fast"], "auto or plain, got 'fast'"),
         (["models.policy={policy}", "models.policy.vocab_at_once=0"], "above 0 is needed, got 0"),
+        (
+            ["models.policy={policy}", "models.reward={{fn: {reward}, vocab_at_once: 9}}"],
+            "models.reward.vocab_at_once: its head has no vocabulary",
+        ),
         (["models.policy={policy}", "mesh={{data: 1, expert: 8}}"], "no model has experts"),
         (
             ["models.policy={policy}", "mesh={{data: 1, sequence: 8}}", "sampling.max_tokens=9"],
@@ -343,7 +360,7 @@ def refused(capsys, *settings: str) -> str:
         (["models.policy={policy}", "tokenizer={foreign}"], "tokenizer: it is not that of models"),
         (
             ["models.policy={policy}", "models.policy.laro=1"],
-            'unknown key "laro"; (valid: dtype, lora,',
+            'unknown key "laro"; (valid: attention, dtype, lora,',
         ),
         (["models.policy={policy}", "models.value=shraed"], 'did you mean "shared"?'),
         (["models.policy={policy}", "models.reward={reward}"], "none of the rewards is a"),

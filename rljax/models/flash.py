@@ -4,7 +4,7 @@ On TPUs it is JAX's splash attention, on NVIDIA GPUs cuDNN's; elsewhere there is
 """
 
 import functools
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from rljax.sharding import axis_shards, partition_spec
+from rljax.sharding import axis_shards, column_shards, partition_spec
 
 Kernel = Literal["splash", "cudnn"]
 QUERIES, KEYS = ("rows", "heads", "columns", None), ("rows", "kv_heads", None, None)
@@ -21,18 +21,34 @@ LANES = 128  # columns that a TPU works on together
 BLOCK = 512  # columns of a block at most
 
 
+@runtime_checkable
+class Device(Protocol):
+    """As much of a device as says which kernel it has."""
+
+    platform: str
+    device_kind: str
+
+
 def platform_kernel(
-    dtype: str, head_dim: int, softcap: float | None, platform: str | None = None
+    dtype: str,
+    head_dim: int,
+    softcap: float | None,
+    *,
+    spread_alike: bool = True,
+    device: Device | None = None,
 ) -> Kernel | None:
-    """The kernel that takes such an attention on a platform, by default that of the mesh in
-    context, or JAX's."""
-    if platform is None:
-        device = jax.sharding.get_abstract_mesh().abstract_device
-        platform = jax.default_backend() if device is None else device.platform
-    if platform == "tpu":
+    """The kernel that takes such an attention on a device, by default one of the mesh in context,
+    or JAX's first.
+
+    ``spread_alike``: queries and keys lie over the mesh in the same way, as cuDNN needs them.
+    """
+    if device is None:
+        device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.platform == "tpu":
         return "splash"
     takes = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128 and softcap is None
-    return "cudnn" if platform in ("gpu", "cuda") and takes else None
+    is_nvidia = device.platform in ("gpu", "cuda") and "nvidia" in device.device_kind.lower()
+    return "cudnn" if is_nvidia and takes and spread_alike else None
 
 
 def cudnn_attention(
@@ -45,14 +61,21 @@ def cudnn_attention(
     implementation: str = "cudnn",
 ) -> Float[Array, "B T H h"]:
     """softmax(q·k / ``divisor``)·v over the columns that are ``visible``."""
-    return jax.nn.dot_product_attention(
+    columns = q.shape[1]
+    room = (0, columns % 2)  # it has no gradient for an odd number of columns
+    q, keys, values = (
+        jnp.pad(x, [(0, 0), room, (0, 0), (0, 0)])
+        for x in (q, keys.swapaxes(1, 2), values.swapaxes(1, 2))
+    )
+    mixed = jax.nn.dot_product_attention(
         q,
-        keys.swapaxes(1, 2),
-        values.swapaxes(1, 2),
-        mask=visible[:, None],
+        keys,
+        values,
+        mask=jnp.pad(visible, [(0, 0), room, room])[:, None],
         scale=1 / divisor,
         implementation=implementation,
     )
+    return mixed[:, :columns]
 
 
 def splash_attention(
@@ -74,10 +97,10 @@ def splash_attention(
       interpret: as a plain program, for tests without a TPU.
     """
     columns, heads = q.shape[1:3]
-    shards = axis_shards("columns", columns)
+    shards = column_shards()
     padded = -(-columns // (LANES * shards)) * LANES * shards
     room = [(0, 0), (0, 0), (0, padded - columns), (0, 0)]
-    q = jnp.pad(q.swapaxes(1, 2) / jnp.asarray(divisor, q.dtype), room)
+    q = jnp.pad((q.astype(jnp.float32) / divisor).astype(q.dtype).swapaxes(1, 2), room)
     keys, values = jnp.pad(keys, room), jnp.pad(values, room)
     segments = jnp.pad(segments, room[1:3], constant_values=-1)
     shape = (padded, padded)

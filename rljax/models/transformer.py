@@ -276,9 +276,18 @@ class Decoder(nnx.Module):
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
         x = lay(x, STREAM, rules)
-        kernel = None
+        kernel, copies = None, _kv_copies(config, rules)
         if cache is None and config.attention == "auto":
-            kernel = platform_kernel(config.dtype, config.head_dim, config.attention_softcap)
+            shards = (
+                axis_shards("heads", config.heads),
+                axis_shards("kv_heads", config.kv_heads * copies),
+            )
+            kernel = platform_kernel(
+                config.dtype,
+                config.head_dim,
+                config.attention_softcap,
+                spread_alike=shards[0] == shards[1] and column_shards() == 1,
+            )
         scale = {"divisor": config.attention_divisor or math.sqrt(config.head_dim)}
 
         def attend_over(q, k, v, seen, kind):
@@ -293,7 +302,6 @@ class Decoder(nnx.Module):
             ]
             return jax.lax.switch(kind, branches, q, k, v, numbers)
 
-        copies = _kv_copies(config, rules)
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):

@@ -1,5 +1,7 @@
 """The accelerators' attention against the plain one: interpreted, or by its plain equivalent."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,12 @@ from rljax.models.attention import attention
 from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
 from rljax.sharding import make_mesh
 
-ROWS, COLUMNS, HEADS, KV_HEADS, SIZE = 2, 130, 4, 2, 8  # columns beyond a block of 128
+ROWS, COLUMNS, HEADS, KV_HEADS, SIZE = 2, 131, 4, 2, 8  # odd, and beyond a block of 128
 KEYS = jax.random.split(jax.random.key(0), 4)
 Q, OUT = (jax.random.normal(key, (ROWS, COLUMNS, HEADS, SIZE)) for key in KEYS[:2])
 K, V = (jax.random.normal(key, (ROWS, KV_HEADS, COLUMNS, SIZE)) for key in KEYS[2:])
 # Left and right padding, and two sequences in a row.
-SEGMENTS = jnp.stack([jnp.repeat(jnp.array([0, 1, 0]), jnp.array([5, 90, 35])), jnp.ones(COLUMNS)])
+SEGMENTS = jnp.stack([jnp.repeat(jnp.array([0, 1, 0]), jnp.array([5, 90, 36])), jnp.ones(COLUMNS)])
 SEGMENTS = SEGMENTS.astype(int).at[1, 70:].set(2)
 REAL = SEGMENTS > 0
 
@@ -71,17 +73,45 @@ def test_what_cudnn_is_asked_for_is_the_plain_attention():
     assert_close(value_and_gradients(attend), plain(40))
 
 
+def test_cudnn_is_asked_for_an_even_number_of_columns(monkeypatch):
+    """For an odd one it has no gradient."""
+    asked = []
+
+    def record(q, k, v, mask, **settings):
+        asked.extend([q.shape[1], k.shape[1], *mask.shape[2:], settings["implementation"]])
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    assert cudnn_attention(Q, K, V, visible(None), divisor=3.0).shape == Q.shape
+    assert asked == [132, 132, 132, 132, "cudnn"]
+
+
+class Device(NamedTuple):
+    platform: str
+    device_kind: str
+
+
+H100, TPU = Device("gpu", "NVIDIA H100 80GB HBM3"), Device("tpu", "TPU v5")
+
+
 @pytest.mark.parametrize(
-    ("kernel", "platform", "asked"),
+    ("kernel", "device", "asked"),
     [
-        ("splash", "tpu", ("float32", 64, 30.0)),
-        ("cudnn", "gpu", ("bfloat16", 128, None)),
-        (None, "gpu", ("float32", 128, None)),
-        (None, "gpu", ("bfloat16", 256, None)),
-        (None, "gpu", ("bfloat16", 128, 30.0)),
-        (None, "cpu", ("bfloat16", 128, None)),
+        ("splash", TPU, ("float32", 64, 30.0)),
+        ("cudnn", H100, ("bfloat16", 128, None)),
+        (None, H100, ("float32", 128, None)),
+        (None, H100, ("bfloat16", 256, None)),
+        (None, H100, ("bfloat16", 128, 30.0)),
+        (None, Device("gpu", "AMD Instinct MI300X"), ("bfloat16", 128, None)),
+        (None, Device("cpu", "cpu"), ("bfloat16", 128, None)),
         (None, None, ("bfloat16", 128, None)),  # that of this machine
     ],
 )
-def test_the_kernel_of_each_platform(kernel, platform, asked):
-    assert platform_kernel(*asked, platform) == kernel
+def test_the_kernel_of_each_device(kernel, device, asked):
+    assert platform_kernel(*asked, device=device) == kernel
+
+
+def test_cudnn_needs_queries_and_keys_that_are_spread_alike():
+    asked = ("bfloat16", 128, None)
+    assert platform_kernel(*asked, spread_alike=False, device=H100) is None
+    assert platform_kernel(*asked, spread_alike=False, device=TPU) == "splash"
