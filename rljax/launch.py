@@ -24,7 +24,7 @@ from rljax.errors import UserError
 from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
-from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped
+from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped, TransientError
 from rljax.host.terminal import Terminal
 from rljax.run import Run, steps_kept
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"rljax: error: {error}", file=sys.stderr)
-        return 2
+        return TRY_AGAIN if isinstance(error, TransientError) else 2
 
 
 def plan_or_run(options: argparse.Namespace, peers: Peers | None = None) -> int:

@@ -186,10 +186,9 @@ class Run:
         text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
         facts = {
             "config": hashlib.sha256(text.encode()).hexdigest(),
-            "data": self.built.train.batches.table.fingerprint,
             "version of rljax": __version__,
         }
-        check_same(facts)
+        check_same(facts | {f"{name} data": rows for name, rows in self._rows().items()})
         if is_writer():
             self._write_config(config, text)
         check_shared(self.folder)
@@ -209,10 +208,22 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
 
+    def _rows(self) -> dict[str, str]:
+        """A hash of each table of rows."""
+        built = self.built
+        tables = {"training": built.train.batches.table}
+        if built.warm_start is not None:
+            tables["warm start"] = built.warm_start.batches.table
+        if built.answering is not None:
+            tables["held-out"] = built.answering.table
+        if built.measuring is not None:
+            tables["held-out given"] = built.measuring.table
+        return {name: table.fingerprint for name, table in tables.items()}
+
     def _check_rows(self) -> None:
         """Sees that a resumed run learns from the rows that it began with."""
         path = self.folder / "data.json"
-        rows = {"train": self.built.train.batches.table.fingerprint}
+        rows = {"train": self._rows()["training"]}
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != rows:
             raise UserError(
                 f"{self.folder} was begun with other rows: those of data.train have changed; put "

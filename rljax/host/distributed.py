@@ -25,7 +25,7 @@ from rljax.errors import UserError
 from rljax.host.agree import meet
 from rljax.host.chatter import Chatter
 from rljax.host.cluster import Place
-from rljax.host.stopping import INTERRUPTED, TRY_AGAIN
+from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, TransientError
 
 JOIN_SECONDS = 300  # that a process waits for the others to start
 HEARTBEAT_SECONDS = 15  # without a sign of life, after which a process is lost
@@ -34,9 +34,10 @@ LISTEN_MILLISECONDS = 10**9
 COORDINATION = b"coordination"  # in what JAX prints before it aborts for the loss of a process
 END = "rljax/end"  # the entry of the process that ends first: which, why, and its exit code
 LOST = (  # in an error of the runtime: signs that another process went away
-    *("gloo", "nccl", "connection", "socket closed", "broken pipe", "barrier", "coordination"),
-    *("heartbeat", "unavailable", "deadline_exceeded", "cancelled", "aborted"),
+    *("gloo", "nccl", "connection", "socket closed", "broken pipe", "coordination", "heartbeat"),
+    *("unavailable", "deadline_exceeded", "cancelled", "aborted"),
 )
+OWN = ("resource_exhausted", "invalid_argument", "unimplemented")  # a fault that comes again
 
 
 class Peers:
@@ -46,7 +47,7 @@ class Peers:
     """
 
     def __init__(self, place: Place, join_seconds: int = JOIN_SECONDS):
-        """Waits for all of them. Raises ``UserError`` if process 0 is not reached in time."""
+        """Waits for all of them. Raises ``TransientError`` if process 0 is not reached in time."""
         self.where: Callable[[], str] = lambda: "where it was"
         self._place, self._join_seconds = place, join_seconds
         self._index = place.process
@@ -90,12 +91,10 @@ class Peers:
             self._end(str(error), 2)
         if isinstance(error, KeyboardInterrupt):
             self._end("interrupted", INTERRUPTED)
-        runtime = [
-            str(part) for part in _chain(error) if isinstance(part, jax.errors.JaxRuntimeError)
-        ]
-        if any(sign in text.lower() for text in runtime for sign in LOST):
-            time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
-            self._lost(runtime[0].partition("\n")[0])
+        for part in _chain(error):
+            if isinstance(part, jax.errors.JaxRuntimeError) and is_of_loss(str(part)):
+                time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
+                self._lost(str(part).partition("\n")[0])
         traceback.print_exception(error)
         self._end(f"{type(error).__name__}: {error}".partition("\n")[0], 1)
 
@@ -114,9 +113,9 @@ class Peers:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
         except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{self._name()} cannot join the others: {' '.join(str(error).split())}"
-            ) from error
+            kind = TransientError if isinstance(error, RuntimeError) else UserError
+            why = " ".join(str(error).split())
+            raise kind(f"{self._name()} cannot join the others: {why}") from error
         if place.alone_on_node:  # JAX gives every task of a scheduler one accelerator
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
@@ -131,7 +130,7 @@ class Peers:
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise UserError(
+                    raise TransientError(
                         f"{self._name()} waited {self._join_seconds} s for process 0 at {address}: "
                         f"{error.strerror or error}"
                     ) from error
@@ -209,7 +208,19 @@ class Peers:
             self._lost("there is no sign of life from it")
         else:
             waited = f"waited {self._join_seconds} s for the others to join"
-            self._last_words(f"{self._name()} {waited}", 2)
+            self._last_words(f"{self._name()} {waited}", TRY_AGAIN)
+
+
+def is_of_loss(error: str) -> bool:
+    """Whether an error of JAX's runtime says that another process went away.
+
+    >>> is_of_loss("UNAVAILABLE: Gloo AllReduce failed: Connection closed by peer")
+    True
+    >>> is_of_loss("RESOURCE_EXHAUSTED: out of memory, after the operations were cancelled")
+    False
+    """
+    error = error.lower()
+    return any(sign in error for sign in LOST) and not error.startswith(OWN)
 
 
 def _client() -> Any:

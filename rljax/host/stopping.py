@@ -4,11 +4,16 @@ import signal
 import sys
 from typing import Any
 
+from rljax.errors import UserError
 from rljax.host.agree import is_writer, largest
 
 INTERRUPTED = 130  # as shells have it
 TRY_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from here
 CODES = {signal.SIGTERM: TRY_AGAIN, signal.SIGINT: INTERRUPTED}
+
+
+class TransientError(UserError):
+    """What may pass by itself: the command exits with ``TRY_AGAIN``."""
 
 
 class Stopped(BaseException):
