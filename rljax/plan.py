@@ -196,8 +196,16 @@ class Planner:
             found = estimate(self._load, footprint_, self._parameters, sizes, self._chip)
             return sum(phase.seconds for phase in found.values())
 
-        best = sorted(held, key=seconds)[:COMPILED]
-        plans = [self.plan(sizes) for sizes, _ in best]
+        plans, refused = [], None
+        for sizes, _ in sorted(held, key=seconds):
+            try:
+                plans.append(self.plan(sizes))
+            except UserError as error:  # such as rows that do not divide
+                refused = error
+            if len(plans) == COMPILED:
+                break
+        if not plans:
+            raise refused
         plans.sort(key=lambda one: (not one.fits, one.seconds if one.fits else one.total))
         return plans, len(found), len(held)
 

@@ -52,7 +52,9 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
         sampling["weights to sample with"] = bytes_per_device(weights, shardings)
         prompts, width = phase.batches[0].tokens.shape
         rows, columns = prompts * built.group_rows, width + keywords["max_tokens"]
-        cache = jax.eval_shape(functools.partial(model.init_cache, rows, columns))
+        abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+        with jax.sharding.use_abstract_mesh(abstract):  # it may have copies of key heads there
+            cache = jax.eval_shape(functools.partial(model.init_cache, rows, columns))
         sampling["KV cache"] = sum(_bytes(leaf, mesh) for leaf in jax.tree.leaves(cache))
     return Footprint(counts, sampling, {"gradients": gradients})
 

@@ -79,7 +79,8 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.compiler == "CPU compiler":
         lines += [
             "The CPU compiler computes bfloat16 as float32 and fuses less: what it needs beside",
-            "what is counted, and the bytes it sends, are upper figures, up to twice too high.",
+            "what is counted, and the bytes it sends, are upper figures: twice too high",
+            "with bfloat16, and more where the chip has an attention kernel.",
             "",
         ]
     lines += _memory(plan)

@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from rljax import resolve
 from rljax.build import Build
+from rljax.checks import abstract_state
 from rljax.config import Config
 from rljax.models import DecoderConfig
 from rljax.planning.chips import Chip, bandwidth
@@ -21,6 +22,7 @@ from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
 from rljax.sharding import row_shards
 from rljax.train import make_update
+from rljax.types import Role
 
 OPTIMIZER_BYTES = 28  # a parameter: gradient, parameter and two moments are read, three written
 
@@ -34,6 +36,7 @@ class Load(NamedTuple):
     rows: int
     columns: int
     trained: dict[str, DecoderConfig]
+    learned: dict[str, int]  # parameters of these that change: of adapters, not of their base
     scoring: dict[str, DecoderConfig]  # networks that read each row once
     passes: int  # over the rows: epochs
     minibatches: int  # in all epochs
@@ -70,11 +73,15 @@ def load_of(built: Build, config: Config) -> Load:
     decoders = {role: sources[role].architecture.decoder for role in roles if role in sources}
     decoders = {role: decoders.get(role, built.decoder) for role in roles}
     update = resolve.defaults(make_update) | config.update
-    trained = {role: decoders[role] for role in built.train.optimizers if role in decoders}
-    scoring = {role: decoders[role] for role in roles if role not in trained}
+    learned = {
+        role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for role, tree in abstract_state(built, built.train).params.items()
+    }
+    trained = {role: decoders[role] for role in learned if not _on_trunk(roles, role)}
+    scoring = {role: decoders[role] for role in roles if role not in learned}
     batch = built.train.batches[0]
     if built.algorithm.learns_from == "prompts":
-        if "value" in roles:
+        if "value" in roles:  # before the update, also where it lies on the policy's trunk
             scoring["value"] = decoders["value"]
         if config.correction is not None:
             scoring["policy"] = decoders["policy"]
@@ -92,11 +99,20 @@ def load_of(built: Build, config: Config) -> Load:
         rows=rows,
         columns=columns,
         trained=trained,
+        learned=learned,
         scoring=scoring,
         passes=update["epochs"],
         minibatches=update["epochs"] * update["minibatches"],
         microbatches=update["microbatches"],
     )
+
+
+def _on_trunk(roles: Mapping[str, Role], role: str) -> bool:
+    """Whether a role is a head on the policy's own pass."""
+    if role == "policy" or "policy" not in roles:
+        return False
+    trunk = roles["policy"].trees
+    return roles[role].trees[: len(trunk)] == trunk
 
 
 def forward_flops(config: DecoderConfig, rows: int, columns: int, *, head_width: int) -> float:
@@ -154,9 +170,10 @@ def phases(
             )
             for role, decoder in load.scoring.items()
         )
-    updates, optimizer = [], sum(parameters[role] for role in load.trained) / mesh.size
+    updates, optimizer = [], sum(load.learned.values()) / mesh.size
     for role, decoder in load.trained.items():
-        times = 4 if decoder.remat == "full" else 3  # passes forward: backward counts as two
+        # Passes forward: backward counts as two, or where a base is not learned as one.
+        times = 1 + (2 if load.learned[role] == parameters[role] else 1) + _recomputes(decoder)
         forward = forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder))
         reads = load.minibatches * load.microbatches * _weights(decoder, parameters[role]) / tensor
         moved = load.passes * activation_bytes(decoder, tokens) / count
@@ -233,7 +250,7 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
         for role, decoder in load.scoring.items()
     )
     activations = sum(
-        load.passes * (5 if decoder.remat == "full" else 4) * stream(decoder, tokens, tensor)
+        load.passes * (4 + _recomputes(decoder)) * stream(decoder, tokens, tensor)
         for _, decoder in trained
     ) + sum(2 * stream(decoder, tokens, tensor) for decoder in load.scoring.values())
     sampling = decoded = 0.0
@@ -245,7 +262,8 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     return Least(
         sampling_weights=sampling,
         gathered=gathered,
-        reduced=batches * sum(once.values()),
+        reduced=batches
+        * sum(once[role] * load.learned[role] / parameters[role] for role in load.trained),
         activations=activations,
         decoded=decoded,
     )
@@ -259,6 +277,11 @@ def parameter_counts(built: Build) -> dict[str, int]:
         role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for role, tree in shapes.items()
     }
+
+
+def _recomputes(decoder: DecoderConfig) -> int:
+    """Passes forward that remat adds."""
+    return int(decoder.remat in ("full", "offload"))
 
 
 def _head(role: str, decoder: DecoderConfig) -> int:

@@ -1,5 +1,7 @@
 """Times and bytes worked out by hand."""
 
+import dataclasses
+
 import pytest
 
 from rljax.models.families import llama
@@ -36,6 +38,7 @@ LOAD = Load(
     rows=16,
     columns=30,
     trained={"policy": MODEL},
+    learned={"policy": 100_000},
     scoring={"reference": MODEL},
     passes=1,
     minibatches=1,
@@ -88,6 +91,27 @@ def test_what_has_to_be_sent():
     assert least.decoded == 2 * (2 * (16 * 20 + 4 * 10) / 4 * 64 * 2)
     alone = least_sent(LOAD, PARAMETERS, abstract_mesh({"data": 8}))
     assert sum(alone) == 0
+
+
+def test_adapters_over_a_base_that_is_not_learned():
+    """The gradient flows through the base, and is made and sent for one parameter in 100."""
+    mesh = abstract_mesh({"fsdp": 4, "tensor": 2})
+    load = LOAD._replace(learned={"policy": 1000})
+    found = phases(load, HELD, PARAMETERS, mesh, CHIP, {})["update"]
+    assert found.flops == 3 * forward_flops(MODEL, 16, 30, head_width=1000) / 8
+    moved = 3 * (2 * 100_000 * 2 / 2 + activation_bytes(MODEL, 480) / 8)
+    assert found.read == pytest.approx(moved + 28 * 1000 / 8)
+    whole, adapters = (least_sent(one, PARAMETERS, mesh) for one in (LOAD, load))
+    assert adapters.reduced == pytest.approx(whole.reduced / 100)
+    assert adapters.gathered == whole.gathered
+
+
+@pytest.mark.parametrize(("remat", "times"), [("none", 3), ("full", 4), ("offload", 4)])
+def test_what_remat_computes_again(remat, times):
+    model = dataclasses.replace(MODEL, remat=remat)
+    load = LOAD._replace(trained={"policy": model})
+    found = phases(load, HELD, PARAMETERS, abstract_mesh({"data": 8}), CHIP, {})
+    assert found["update"].flops == times * forward_flops(MODEL, 16, 30, head_width=1000) / 8
 
 
 def test_links():
