@@ -20,9 +20,7 @@ from rljax.errors import UserError
 MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 
 Axes = tuple[str | None, ...]  # logical, of one array
-Rules = Mapping[
-    str | None, tuple[str, ...]
-]  # of each logical axis: the mesh axes it is spread over
+Rules = Mapping[str | None, tuple[str, ...]]  # logical axis -> the mesh axes it is spread over
 
 TRAINING: Rules = MappingProxyType(
     {

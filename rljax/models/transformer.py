@@ -276,32 +276,8 @@ class Decoder(nnx.Module):
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
         x = lay(x, STREAM, rules)
-        kernel, copies = None, _kv_copies(config, rules)
-        if cache is None and config.attention == "auto":
-            shards = (
-                axis_shards("heads", config.heads),
-                axis_shards("kv_heads", config.kv_heads * copies),
-            )
-            kernel = platform_kernel(
-                config.dtype,
-                config.head_dim,
-                config.attention_softcap,
-                spread_alike=shards[0] == shards[1] and column_shards() == 1,
-            )
-        scale = {"divisor": config.attention_divisor or math.sqrt(config.head_dim)}
-
-        def attend_over(q, k, v, seen, kind):
-            if kernel == "cudnn":
-                return cudnn_attention(q, k, v, seen, **scale)
-            capped = scale | {"softcap": config.attention_softcap}
-            if kernel is None:
-                return attention(q, k, v, seen, **capped)
-            numbers = jnp.where(mask, 1 if segments is None else segments, 0)
-            branches = [
-                functools.partial(splash_attention, window=one.window, **capped) for one in kinds
-            ]
-            return jax.lax.switch(kind, branches, q, k, v, numbers)
-
+        copies = _kv_copies(config, rules)
+        attend_over = _attention_of(config, copies, mask, segments, cached=cache is not None)
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
@@ -418,6 +394,35 @@ def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
         return jnp.pad(jnp.repeat(x, group_size, axis=1), [(0, 0)] * 3 + [(0, columns), (0, 0)])
 
     return jax.tree.map(extend, cache)
+
+
+def _attention_of(config: DecoderConfig, copies: int, mask, segments, *, cached: bool):
+    """(queries, keys, values, visible, number of the kind of layer) -> mixed values: over whole
+    rows in the platform's kernel, if it has one."""
+    kinds = list(dict.fromkeys(config.attends))
+    scale = {"divisor": config.attention_divisor or math.sqrt(config.head_dim)}
+    capped = scale | {"softcap": config.attention_softcap}
+    kernel = None
+    if not cached and config.attention == "auto":
+        of_queries = axis_shards("heads", config.heads)
+        alike = of_queries == axis_shards("kv_heads", config.kv_heads * copies)
+        kernel = platform_kernel(
+            config.dtype,
+            config.head_dim,
+            config.attention_softcap,
+            spread_alike=alike and column_shards() == 1,
+        )
+
+    def attend(q, k, v, visible, kind):
+        if kernel is None:
+            return attention(q, k, v, visible, **capped)
+        if kernel == "cudnn":
+            return cudnn_attention(q, k, v, visible, **scale)
+        numbers = jnp.where(mask, 1 if segments is None else segments, 0)
+        splash = [functools.partial(splash_attention, window=one.window, **capped) for one in kinds]
+        return jax.lax.switch(kind, splash, q, k, v, numbers)
+
+    return attend
 
 
 def _kv_copies(config: DecoderConfig, rules: Rules) -> int:
