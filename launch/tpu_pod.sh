@@ -37,6 +37,11 @@ END
   exit 2
 }
 
+if [[ ${1-} =~ ^(-h|--help)$ ]]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
+
 say() { echo "launch/tpu_pod.sh: $1" >&2; }
 
 fail() {

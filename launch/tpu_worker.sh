@@ -23,6 +23,11 @@ usage() {
   exit 2
 }
 
+if [[ ${1-} =~ ^(-h|--help)$ ]]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
+
 setup() {
   set -e
   if (($#)); then mount_bucket "$1"; fi

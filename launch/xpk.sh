@@ -31,6 +31,11 @@ END
   exit 2
 }
 
+if [[ ${1-} =~ ^(-h|--help)$ ]]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
+
 fail() {
   echo "launch/xpk.sh: error: $1" >&2
   exit 2

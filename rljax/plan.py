@@ -159,7 +159,7 @@ class Planner:
         named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         print(
             f"rljax: compiling for {count} x {self._chip.name}, {named or 'one device'}: "
-            "a minute or so",
+            "a minute or more",
             file=sys.stderr,
         )
         compiled, held = compile_step(built), footprint(built, built.mesh)
@@ -218,9 +218,16 @@ def _parsed(mesh: str) -> dict[str, int]:
 
 def _filled(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
     """Sizes without a −1, of that many devices."""
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(
+            f"mesh sizes must be positive, and at most one may be -1; got {dict(sizes)}"
+        )
     known = math.prod(size for size in sizes.values() if size != -1)
     filled = {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
     if min(filled.values()) < 1 or math.prod(filled.values()) != devices:
         named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
-        raise UserError(f"a mesh of {named or 'one device'} is not one of {devices} device(s)")
+        raise UserError(
+            f"a mesh of {named or 'one device'} is not one of {devices} device(s); name another, "
+            "such as fsdp=-1"
+        )
     return filled

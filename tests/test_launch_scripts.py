@@ -47,8 +47,6 @@ def start(folder: Path, script: str, *arguments: str, **environment: str) -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # What a shell starts in the background ignores SIGINT, and so would what that starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -172,13 +170,27 @@ def test_who_outlives_a_failure_is_killed_after_the_grace(tmp_path):
 def test_processes_get_a_signal_once_and_may_take_their_time(tmp_path, number, code):
     trap = f"trap 'echo got; sleep 0.5; echo saved; exit {code}' {number.name[3:]}"
     script = f"exec 2>/dev/null; {trap}; echo ready; while :; do sleep 0.1; done"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or what starts ignores it
     process = start(tmp_path, "local_processes.sh", "2", "--", "bash", "-c", script)
+    signal.signal(signal.SIGINT, before)
     lines = sorted(process.stdout.readline() for _ in range(2))
     assert lines == ["[1] ready\n", "ready\n"]
     process.send_signal(number)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == code
     assert sorted(out.splitlines()) == ["[1] got", "[1] saved", "got", "saved"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["local_processes.sh", "tpu_pod.sh", "tpu_worker.sh", "xpk.sh", "slurm.sbatch"],
+)
+def test_help_is_how_a_script_begins(tmp_path, script):
+    code, out, _ = launch(tmp_path, script, "--help")
+    assert code == 0
+    (second, *_) = (LAUNCH / script).read_text().splitlines()[1:]
+    assert out.splitlines()[0] == second.removeprefix("# ")
+    assert "Needs" in out or "needs" in out
 
 
 # ---- slurm.sbatch

@@ -64,7 +64,7 @@ def test_a_search_says_what_to_put_into_the_config(capsys, monkeypatch):
     compiled = Compiled(1.0, phases, held=1000, temporary=2000, peaks={})
     monkeypatch.setattr(plan, "compile_step", lambda built: compiled)
     text = planned(capsys, "--search", "--devices", "2", "--chip", "h100")
-    rows = re.findall(r"^(\S.*?) +([\d.]+) +yes +[\d.]+ +[\d,]+$", text, re.MULTILINE)
+    rows = re.findall(r"^(\S.*?) +([\d.e-]+) +yes +[\d.e-]+ +[\d,]+$", text, re.MULTILINE)
     assert len(rows) == 3
     assert len({name for name, _ in rows}) == 3
     (line,) = re.findall(r"^mesh: \{.*\}$", text, re.MULTILINE)

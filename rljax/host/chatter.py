@@ -14,7 +14,7 @@ import threading
 
 DELAY_SECONDS = 1.0
 PIPE_BYTES = 1 << 20  # that may be printed at once, before who prints has to wait
-GREETING = b"[Gloo] Rank "
+GREETINGS = (b"[Gloo] Rank ", b"connected peer ranks")  # of which half a line may be read
 
 
 class Chatter:
@@ -48,7 +48,9 @@ class Chatter:
 
     def pass_on(self, text: bytes) -> None:
         """To standard error, but for greetings."""
-        lines = [line for line in text.splitlines(True) if GREETING not in line]
+        lines = [
+            line for line in text.splitlines(True) if not any(part in line for part in GREETINGS)
+        ]
         with contextlib.suppress(OSError):  # nobody reads any more
             os.write(self._real[1], b"".join(lines))
 

@@ -28,6 +28,7 @@ from rljax.host.cluster import Place
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, TransientError
 
 JOIN_SECONDS = 300  # that a process waits for the others to start
+SILENT_SECONDS = 10  # of these, after which it says so
 HEARTBEAT_SECONDS = 15  # without a sign of life, after which a process is lost
 GRACE_SECONDS = 2  # for what was said to be heard
 LISTEN_MILLISECONDS = 10**9
@@ -100,30 +101,43 @@ class Peers:
 
     def _join(self) -> None:
         place = self._place
-        if place.process and place.coordinator:
+        if place.coordinator and place.process == 0:
+            check_free(place.coordinator)
+        elif place.coordinator and place.process:
             self._reach(place.coordinator)
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+        waiting = threading.Timer(SILENT_SECONDS, self._say_waiting)
+        waiting.daemon = True
+        waiting.start()
         try:
-            jax.distributed.initialize(
-                coordinator_address=place.coordinator,
-                num_processes=None if place.process is None else place.processes,
-                process_id=place.process,
-                cluster_detection_method=place.method,
-                initialization_timeout=self._join_seconds,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            )
+            with _interruptible():
+                jax.distributed.initialize(
+                    coordinator_address=place.coordinator,
+                    num_processes=None if place.process is None else place.processes,
+                    process_id=place.process,
+                    cluster_detection_method=place.method,
+                    initialization_timeout=self._join_seconds,
+                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                )
         except (RuntimeError, ValueError) as error:
             kind = TransientError if isinstance(error, RuntimeError) else UserError
             why = " ".join(str(error).split())
             raise kind(f"{self._name()} cannot join the others: {why}") from error
+        finally:
+            waiting.cancel()
         if place.alone_on_node:  # JAX gives every task of a scheduler one accelerator
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
+
+    def _say_waiting(self) -> None:
+        text = f"{self._name()} waits for others to join, for {self._join_seconds} s at most"
+        self._chatter.pass_on(f"{text}\n".encode())
 
     def _reach(self, address: str) -> None:
         """Waits until process 0 listens; JAX itself would abort in the end."""
         host, _, port = address.rpartition(":")
         deadline = time.monotonic() + self._join_seconds
+        said = time.monotonic() + SILENT_SECONDS
         while True:
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -134,6 +148,9 @@ class Peers:
                         f"{self._name()} waited {self._join_seconds} s for process 0 at {address}: "
                         f"{error.strerror or error}"
                     ) from error
+                if time.monotonic() > said:
+                    self._say_waiting()
+                    said = deadline
                 time.sleep(0.5)
 
     def _name(self) -> str:
@@ -164,7 +181,8 @@ class Peers:
         client = _client()
         if client is not None:
             message = {"process": self._index, "line": line, "code": code}
-            client.key_value_set(END, json.dumps(message))
+            with contextlib.suppress(RuntimeError):  # another has told already
+                client.key_value_set(END, json.dumps(message))
 
     def _lost(self, why: str) -> NoReturn:
         self._end(
@@ -209,6 +227,30 @@ class Peers:
         else:
             waited = f"waited {self._join_seconds} s for the others to join"
             self._last_words(f"{self._name()} {waited}", TRY_AGAIN)
+
+
+def check_free(address: str) -> None:
+    """Raises ``TransientError`` if process 0 cannot listen at host:port, its own."""
+    port = int(address.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise TransientError(
+            f"port {port} of {address} cannot be used here: {error.strerror}; unless a run that is "
+            "ending holds it, name another"
+        ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it Ctrl-C ends the process also while it waits in C++."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_of_loss(error: str) -> bool:

@@ -13,6 +13,10 @@ from rljax.planning.topology import Compiled
 
 GIB, GB, TERA = 2**30, 10**9, 10**12
 SHOWN = 14  # kinds of collectives
+LATENCY_SECONDS = 0.1  # a step that is shorter has not the time that its many small parts take
+REMEDY = (
+    "what may make it fit: more micro-batches, remat, a larger tensor axis; see docs/planning.md"
+)
 HELPS = {  # what a phase is bound by, and what would help
     ("prefill", "arithmetic"): "more devices, or shorter prompts",
     ("prefill", "memory"): "more prompts per step cost little",
@@ -71,16 +75,14 @@ class Plan(NamedTuple):
 def plan_lines(plan: Plan) -> list[str]:
     """All about one mesh."""
     chip, compiled = plan.chip, plan.compiled
-    head = (
-        f"{_named(plan.mesh)} on {plan.devices} x {chip.name}: "
-        f"compiled in {compiled.seconds:.0f} s by XLA's {plan.compiler}"
-    )
+    how = "refused" if compiled.refused else f"compiled in {compiled.seconds:.0f} s"
+    head = f"{_named(plan.mesh)} on {plan.devices} x {chip.name}: {how} by XLA's {plan.compiler}"
     lines = [head, ""]
     if plan.compiler == "CPU compiler":
         lines += [
             "The CPU compiler computes bfloat16 as float32 and fuses less: what it needs beside",
-            "what is counted, and the bytes it sends, are upper figures: twice too high",
-            "with bfloat16, and more where the chip has an attention kernel.",
+            "what is counted, and the bytes it sends, are upper figures: up to twice too high",
+            "in bfloat16, and more where the chip has an attention kernel.",
             "",
         ]
     lines += _memory(plan)
@@ -99,8 +101,8 @@ def ranking_lines(plans: Iterable[Plan], tried: int, held: int) -> list[str]:
         f"{'mesh':<42} {'GiB':>7} {'fits':>5} {'seconds':>8} {'tokens/s':>10}",
     ]
     lines += [
-        f"{_named(plan.mesh):<42} {plan.total / GIB:>7.1f} {'yes' if plan.fits else 'no':>5} "
-        f"{plan.seconds:>8.1f} {plan.tokens / plan.seconds:>10,.0f}"
+        f"{_named(plan.mesh):<42} {_gib(plan.total):>7} {'yes' if plan.fits else 'no':>5} "
+        f"{_short(plan.seconds):>8} {plan.tokens / plan.seconds:>10,.0f}"
         for plan in plans
     ]
     best = plans[0]
@@ -149,9 +151,7 @@ def limit(plan: Plan) -> str:
     share = phase.seconds / plan.seconds
     if (name, phase.bound) == ("decode", "memory"):
         weights, cache = plan.held.sampling.values()
-        why = (
-            f"reading {weights / GB:.1f} GB of weights and {cache / GB:.1f} GB of KV cache a token"
-        )
+        why = f"reading {_gib(weights)} GiB of weights and {_gib(cache)} GiB of KV cache a token"
         helps = (
             "more rows per device cost little"
             if weights > cache
@@ -189,7 +189,8 @@ def _memory(plan: Plan) -> list[str]:
             f"  {'score':<8} at the peak {_gib(compiled.held + size)} with all else; "
             f"largest: {largest}"
         )
-    return [*lines, f"  {'in all':<8} {_verdict(plan)}"]
+    lines.append(f"  {'in all':<8} {_verdict(plan)}")
+    return lines if plan.fits else [*lines, f"  {REMEDY}"]
 
 
 def _buffer(buffer) -> str:
@@ -231,12 +232,13 @@ def _collectives(plan: Plan) -> list[str]:
     ]
     for (phase, kind, axes), (times, sent, shape) in list(found.items())[:SHOWN]:
         shape = shape if len(shape) < 40 else shape[:37] + "..."
-        lines.append(f"  {phase:<8} {kind:<19} {axes:<16} {times:>9,} {sent / GB:>9.2f}  {shape}")
+        size = _short(sent / GB)
+        lines.append(f"  {phase:<8} {kind:<19} {axes:<16} {times:>9,} {size:>9}  {shape}")
     if rest := list(found.values())[SHOWN:]:
         times, sent = sum(one[0] for one in rest), sum(one[1] for one in rest)
-        lines.append(f"  {'others':<8} {'':<19} {'':<16} {times:>9,} {sent / GB:>9.2f}")
+        lines.append(f"  {'others':<8} {'':<19} {'':<16} {times:>9,} {_short(sent / GB):>9}")
     total = sum(sent for _, sent, _ in found.values())
-    return [*lines, f"  {'in all':<45} {'':>9} {total / GB:>9.2f}"]
+    return [*lines, f"  {'in all':<45} {'':>9} {_short(total / GB):>9}"]
 
 
 def _least(plan: Plan) -> list[str]:
@@ -260,30 +262,45 @@ def _least(plan: Plan) -> list[str]:
         ("activations in sampling", sent["decode", "tensor"], least.decoded),
     ]
     lines = [f"  {'':<36} {'GB sent':>9} {'at least':>9}"]
-    lines += [f"  {name:<36} {a / GB:>9.2f} {b / GB:>9.2f}" for name, a, b in rows if a or b]
+    lines += [
+        f"  {name:<36} {_short(a / GB):>9} {_short(b / GB):>9}" for name, a, b in rows if a or b
+    ]
     return lines
 
 
 def _time(plan: Plan) -> list[str]:
+    if plan.compiled.refused:
+        return [
+            "It was not compiled: what devices would send, and how long it takes, is not known."
+        ]
     lines = [
-        "time at the chip's published peaks, seconds: each phase takes its longest term",
+        "time of a device at the published peaks, seconds: each phase takes its longest term",
         f"  {'phase':<8} {'TFLOP':>9} {'compute':>9} {'memory':>9} {'links':>9} {'takes':>9}",
     ]
     for name, phase in plan.phases.items():
-        lines.append(
-            f"  {name:<8} {phase.flops / TERA:>9,.1f} {phase.arithmetic:>9.2f} "
-            f"{phase.memory:>9.2f} {phase.links:>9.2f} {phase.seconds:>9.2f}"
-        )
+        seconds = (phase.arithmetic, phase.memory, phase.links, phase.seconds)
+        cells = [_short(phase.flops / TERA), *map(_short, seconds)]
+        lines.append(f"  {name:<8} {' '.join(f'{cell:>9}' for cell in cells)}")
     flops = sum(phase.flops for phase in plan.phases.values())
     what = "responses of the whole budget" if plan.load.max_tokens else "rows"
-    return [
-        *lines,
-        f"  {'step':<8} {flops / TERA:>9,.1f} {'':>29} {plan.seconds:>9.2f}",
+    lines += [
+        f"  {'step':<8} {_short(flops / TERA):>9} {'':>29} {_short(plan.seconds):>9}",
         f"  {plan.tokens / plan.seconds:,.0f} tokens a second "
         f"({plan.tokens / plan.seconds / plan.devices:,.1f} a device), of {plan.load.rows} {what}",
-        f"  {limit(plan)}",
     ]
+    if plan.seconds < LATENCY_SECONDS:
+        lines.append("  So short a step is bound by latencies, which are not counted.")
+    return [*lines, f"  {limit(plan)}"]
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+    return _short(size / GIB)
+
+
+def _short(number: float) -> str:
+    """Two decimals, or less of a large number, and two digits of a small one."""
+    if 0 < abs(number) < 0.01:
+        return f"{number:.1e}"
+    if abs(number) < 10:
+        return f"{number:.2f}"
+    return f"{number:,.1f}" if abs(number) < 1000 else f"{number:,.0f}"

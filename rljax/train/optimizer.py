@@ -34,10 +34,12 @@ def adamw(
     if schedule == "constant" and final_fraction is not None:
         raise UserError("adamw: final_fraction is of a falling schedule; this one is constant")
     final_fraction = 0.1 if final_fraction is None else final_fraction
-    if not 0 < learning_rate < math.inf or not 0 <= warmup_steps <= total_steps:
+    if not 0 < learning_rate < math.inf:
+        raise UserError(f"adamw: needs learning_rate > 0, got {learning_rate}")
+    if not 0 <= warmup_steps <= total_steps:
         raise UserError(
-            "adamw: needs learning_rate > 0 and 0 <= warmup_steps <= steps; "
-            f"got {learning_rate}, {warmup_steps}, {total_steps}"
+            f"adamw: needs 0 <= warmup_steps <= steps; warmup_steps is {warmup_steps}, of "
+            f"{total_steps} steps"
         )
     if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0):
         raise UserError(f"adamw: needs b1 and b2 in [0, 1) and eps > 0; got {b1}, {b2}, {eps}")

@@ -7,7 +7,7 @@ import pytest
 from rljax.planning.chips import CHIPS, GB, GIB
 from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
-from rljax.planning.report import Plan, as_json, limit, plan_lines, ranking_lines
+from rljax.planning.report import Plan, _short, as_json, limit, plan_lines, ranking_lines
 from rljax.planning.roofline import Least, Load, Phase
 from rljax.planning.topology import Compiled
 
@@ -80,8 +80,8 @@ def test_what_is_counted_may_be_too_much_by_itself():
 
 def test_what_limits_a_step():
     assert limit(PLAN) == (
-        "decode takes 71% of the step and is bound by reading 8.6 GB of weights and 1.1 GB of KV "
-        "cache a token; what would help: more rows per device cost little."
+        "decode takes 71% of the step and is bound by reading 8.00 GiB of weights and 1.00 GiB of "
+        "KV cache a token; what would help: more rows per device cost little."
     )
     slow = PHASES | {"update": Phase(4e12, 1e9, 2.0, 1.0, 50.0)}
     assert "update takes 91% of the step and is bound by links" in limit(PLAN._replace(phases=slow))
@@ -94,3 +94,21 @@ def test_a_ranking():
     assert lines[0].startswith("Of 20 meshes 7 hold the state")
     assert [line.split("  ")[0] for line in lines[4:6]] == ["fsdp=4 x tensor=2", "data=8"]
     assert lines[-1] == "mesh: {fsdp: 4, tensor: 2}"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0.00"), (0.000123, "1.2e-04"), (0.01, "0.01"), (9.994, "9.99"), (47.84, "47.8")],
+)
+def test_figures_keep_what_matters(number, text):
+    assert _short(number) == text
+    assert _short(12_345.6) == "12,346"
+
+
+def test_what_was_not_compiled_has_no_time():
+    refused = PLAN._replace(compiled=COMPILED._replace(refused="out of memory"))
+    text = "\n".join(plan_lines(refused))
+    assert "refused by XLA's" in text
+    assert "does not fit; the compiler: out of memory" in text
+    assert "what may make it fit" in text
+    assert "tokens a second" not in text

@@ -122,14 +122,14 @@ def test_a_run_that_is_all_warmup_stays_finite(schedule):
 @pytest.mark.parametrize(
     ("keywords", "got"),
     [
-        ({"learning_rate": 0.0}, "got 0.0, 0, 10"),
-        ({"learning_rate": -0.1}, "got -0.1, 0, 10"),
-        ({"warmup_steps": -1}, "got 0.01, -1, 10"),
-        ({"warmup_steps": 11}, "got 0.01, 11, 10"),
+        ({"learning_rate": 0.0}, "learning_rate > 0, got 0.0"),
+        ({"learning_rate": -0.1}, "learning_rate > 0, got -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1, of 10 steps"),
+        ({"warmup_steps": 11}, "warmup_steps is 11, of 10 steps"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(keywords, got):
-    with pytest.raises(UserError, match=f"0 <= warmup_steps <= steps; {got}$"):
+    with pytest.raises(UserError, match=f"{got}$"):
         make(**keywords)
 
 
