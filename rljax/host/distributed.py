@@ -236,8 +236,8 @@ def check_free(address: str) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         raise TransientError(
-            f"port {port} of {address} cannot be used here: {error.strerror}; unless a run that is "
-            "ending holds it, name another"
+            f"process 0 cannot listen at {address}: {os.strerror(error.errno)}; unless a run that "
+            "is ending holds the port, name another"
         ) from error
 
 
