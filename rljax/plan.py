@@ -17,7 +17,7 @@ from pathlib import Path
 from rljax import resolve
 from rljax.build import Build, build
 from rljax.config import Config, load_config
-from rljax.errors import UserError
+from rljax.errors import UserError, nearest
 from rljax.launch import config_and_overrides
 from rljax.planning import (
     CHIPS,
@@ -82,6 +82,10 @@ def plan(options: argparse.Namespace) -> int:
     """Plans what the command line asks for, and prints it."""
     meshes = [setting for setting in options.settings if _MESH.fullmatch(setting)]
     path, overrides = config_and_overrides([s for s in options.settings if s not in meshes])
+    for key in (re.split(r"[.=]", override)[0] for override in overrides):
+        if key not in Config.model_fields:
+            known = nearest(key, [*Config.model_fields, *MESH_AXES])
+            raise UserError(f'"{key}" is no key of a config and no axis of a mesh; {known}')
     config, chip = load_config(path, overrides), find_chip(options.chip)
     if options.devices is not None and options.devices < 1:
         raise UserError(f"--devices: a number above 0 is needed, got {options.devices}")

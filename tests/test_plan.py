@@ -79,6 +79,8 @@ def test_a_search_says_what_to_put_into_the_config(capsys, monkeypatch):
     [
         (["--chip", "v9"], 'no figures of a chip "v9"'),
         (["--chip", "v5e", "fsdp=12"], "v5e has no slice of 12 chip(s)"),
+        (["fdsp=4", "--chip", "H100"], 'no axis of a mesh; did you mean "fsdp"?'),
+        (["fsdp=0", "--chip", "H100"], "mesh sizes must be positive"),
         (["fsdp=4", "--devices", "6", "--chip", "H100"], "fsdp=4 is not one of 6 device(s)"),
         (["fsdp=3,tensor=-1", "--devices", "8", "--chip", "H100"], "is not one of 8 device(s)"),
         (["fsdp=16", "--chip", "H100"], "8 at most are simulated"),
