@@ -8,6 +8,7 @@ from rljax.build import Build
 from rljax.checks import abstract_state
 from rljax.config import Config
 from rljax.planning import footprint
+from rljax.sharding import name_sizes
 
 
 def describe(built: Build, config: Config) -> list[tuple[str, str]]:
@@ -35,7 +36,7 @@ def describe(built: Build, config: Config) -> list[tuple[str, str]]:
     total = sum(memory.values())
     return [
         ("devices", f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"),
-        ("mesh", " x ".join(f"{axis}={size}" for axis, size in built.mesh.shape.items())),
+        ("mesh", name_sizes(built.mesh.shape)),
         *(("data", note) for note in built.notes),
         ("parameters", _listed(counts, "{:,}".format)),
         (

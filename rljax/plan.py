@@ -42,7 +42,7 @@ from rljax.planning import (
     use_simulated_devices,
 )
 from rljax.planning.roofline import seconds_on_links
-from rljax.sharding import MESH_AXES, make_mesh
+from rljax.sharding import MESH_AXES, make_mesh, name_sizes
 
 ROOM = 0.9  # of a chip's memory: what may be taken by count alone
 COMPILED = 3  # meshes of a search
@@ -160,9 +160,8 @@ class Planner:
         devices, compiler = devices_of(self._chip, count)
         config = self._config.model_copy(update={"mesh": sizes})
         built = build(config, self._folder, devices)
-        named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         print(
-            f"rljax: compiling for {count} x {self._chip.name}, {named or 'one device'}: "
+            f"rljax: compiling for {count} x {self._chip.name}, {name_sizes(sizes)}: "
             "a minute or more",
             file=sys.stderr,
         )
@@ -229,9 +228,8 @@ def _filled(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
     known = math.prod(size for size in sizes.values() if size != -1)
     filled = {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
     if min(filled.values()) < 1 or math.prod(filled.values()) != devices:
-        named = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
         raise UserError(
-            f"a mesh of {named or 'one device'} is not one of {devices} device(s); name another, "
-            "such as fsdp=-1"
+            f"a mesh of {name_sizes(sizes)} is not one of {devices} device(s); name another, such "
+            "as fsdp=-1"
         )
     return filled

@@ -95,7 +95,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(MESH_AXES, (data, fsdp, expert, sequence, tensor), strict=True))
-    given = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
+    given = name_sizes(sizes)
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     if bad or list(sizes.values()).count(-1) > 1:
         raise UserError(f"mesh sizes must be positive, and at most one may be -1; got {sizes}")
@@ -103,7 +103,7 @@ def make_mesh(
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"a mesh of {given or 'one device'} does not fit {len(devices)} device(s): the sizes "
+            f"a mesh of {given} does not fit {len(devices)} device(s): the sizes "
             f"must multiply to {len(devices)} (-1 takes what is left)"
         )
     slices = len({getattr(device, "slice_index", None) for device in devices})
@@ -117,6 +117,16 @@ def make_mesh(
             within, tuple(across.values()), devices, **split
         )
     return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def name_sizes(sizes: Mapping[str, int]) -> str:
+    """The sizes of a mesh in words.
+
+    >>> name_sizes({"data": 1, "fsdp": 4, "tensor": 2}), name_sizes({"data": 1})
+    ('fsdp=4 x tensor=2', 'one device')
+    """
+    named = [f"{axis}={size}" for axis, size in sizes.items() if size != 1]
+    return " x ".join(named) or "one device"
 
 
 def _across_slices(sizes: Mapping[str, int], slices: int) -> dict[str, int]:

@@ -247,6 +247,6 @@ def test_dry_run_prints_the_plan_and_starts_nothing(capsys, tmp_path, monkeypatc
     # 2 layers x (4 attention matrices of 16 x 16, 3 of 16 x 32, 2 norms) + embedding + norm
     count = 2 * (4 * 256 + 3 * 512 + 2 * 16) + 100 * 16 + 16
     assert f"policy {count:,}, value {count + 16:,}, reference {count:,}" in out
-    assert "data=2 x fsdp=2 x expert=1 x sequence=1 x tensor=2" in out
+    assert "data=2 x fsdp=2 x tensor=2" in out
     assert "MiB per device" in out
     assert list(tmp_path.iterdir()) == []

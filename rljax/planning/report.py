@@ -10,6 +10,7 @@ from rljax.planning.collectives import axes_of
 from rljax.planning.footprint import Footprint
 from rljax.planning.roofline import Least, Load, Phase
 from rljax.planning.topology import Compiled
+from rljax.sharding import name_sizes
 
 GIB, GB, TERA = 2**30, 10**9, 10**12
 SHOWN = 14  # kinds of collectives
@@ -76,7 +77,9 @@ def plan_lines(plan: Plan) -> list[str]:
     """All about one mesh."""
     chip, compiled = plan.chip, plan.compiled
     how = "refused" if compiled.refused else f"compiled in {compiled.seconds:.0f} s"
-    head = f"{_named(plan.mesh)} on {plan.devices} x {chip.name}: {how} by XLA's {plan.compiler}"
+    head = (
+        f"{name_sizes(plan.mesh)} on {plan.devices} x {chip.name}: {how} by XLA's {plan.compiler}"
+    )
     lines = [head, ""]
     if plan.compiler == "CPU compiler":
         lines += [
@@ -101,7 +104,7 @@ def ranking_lines(plans: Iterable[Plan], tried: int, held: int) -> list[str]:
         f"{'mesh':<42} {'GiB':>7} {'fits':>5} {'seconds':>8} {'tokens/s':>10}",
     ]
     lines += [
-        f"{_named(plan.mesh):<42} {_gib(plan.total):>7} {'yes' if plan.fits else 'no':>5} "
+        f"{name_sizes(plan.mesh):<42} {_gib(plan.total):>7} {'yes' if plan.fits else 'no':>5} "
         f"{_short(plan.seconds):>8} {plan.tokens / plan.seconds:>10,.0f}"
         for plan in plans
     ]
@@ -163,11 +166,6 @@ def limit(plan: Plan) -> str:
         ]
         helps = HELPS[name, phase.bound]
     return f"{name} takes {share:.0%} of the step and is bound by {why}; what would help: {helps}."
-
-
-def _named(mesh: dict[str, int]) -> str:
-    sizes = [f"{axis}={size}" for axis, size in mesh.items() if size > 1]
-    return " x ".join(sizes) or "one device"
 
 
 def _memory(plan: Plan) -> list[str]:
