@@ -21,9 +21,10 @@ from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import checkpoints_of
+from rljax.folder import numbered_folder
 from rljax.host.checkpoint import FROZEN, restore_parts
 from rljax.host.terminal import Terminal
-from rljax.launch import enough_threads, numbered_folder, use_compilation_cache
+from rljax.launch import enough_threads, use_compilation_cache
 from rljax.starts import load_start
 from rljax.train import place, state_shardings
 from rljax.types import TrainState

@@ -5,7 +5,6 @@ same ``run_dir`` goes on where it stopped. On several hosts the same command run
 """
 
 import argparse
-import itertools
 import os
 import re
 import sys
@@ -21,12 +20,13 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.host.agree import agreed, is_writer, meet
+from rljax.folder import run_folder, steps_kept
+from rljax.host.agree import is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped, TransientError
 from rljax.host.terminal import Terminal
-from rljax.run import Run, steps_kept
+from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
 
@@ -129,32 +129,6 @@ def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
             print(f"rljax: {how}; the same with run_dir={folder} resumes it", file=sys.stderr)
         return code
     return 0
-
-
-def run_folder(run_dir: str | None) -> Path:
-    """The folder of a run, by default the next of runs/0001, runs/0002, …; as process 0 has it."""
-    if run_dir and "://" in run_dir:
-        raise UserError(f"run_dir: {run_dir} is no folder; mount the bucket, and name where")
-
-    def choose() -> str:
-        folder = Path(run_dir) if run_dir else numbered_folder("runs")
-        return str(folder if jax.process_count() == 1 else folder.absolute())
-
-    return Path(agreed(choose))
-
-
-def numbered_folder(parent: str) -> Path:
-    """The first free ``parent/NNNN``, made at once, so that no two runs take the same."""
-    numbers = [int(p.name) for p in Path(parent).glob("*") if re.fullmatch(r"\d+", p.name)]
-    for number in itertools.count(max(numbers, default=0) + 1):
-        folder = Path(parent) / f"{number:04d}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot make a folder under {parent}/: {error.strerror}") from error
-        return folder
 
 
 def enough_threads() -> None:

@@ -6,26 +6,23 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 
 import contextlib
 import functools
-import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import yaml
 
 from rljax import __version__
 from rljax.ahead import read_reference, write_reference
 from rljax.build import Build
 from rljax.checks import abstract_state
-from rljax.config import Config, read_yaml, resolved
+from rljax.config import Config
 from rljax.describe import describe
-from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
-from rljax.host.agree import agreed, check_same, is_writer, meet
+from rljax.folder import open_folder
+from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.loop import CompiledStep, host_batch, run_steps
@@ -38,8 +35,6 @@ from rljax.starts import load_start
 from rljax.train import place, state_shardings
 from rljax.types import Params, TrainState
 
-MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
-SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 MANY_TRUNCATED = 0.5  # from this share on it is said
 WARM_START_SAVES = 5  # checkpoints of the warm start, at least
 SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
@@ -181,55 +176,11 @@ class Run:
         return phase, Evaluator(self.config, built, self._compiling, measuring)
 
     def _open_folder(self) -> None:
-        """Makes the folder, or sees that it is of the same run, on every process."""
-        config = resolved(self.config)
-        text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
-        facts = {
-            "config": hashlib.sha256(text.encode()).hexdigest(),
-            "version of rljax": __version__,
-        }
-        check_same(facts | {f"{name} data": rows for name, rows in self._rows().items()})
-        if is_writer():
-            self._write_config(config, text)
-        check_shared(self.folder)
+        open_folder(self.folder, self.config, self.built)
         say = self.terminal.say
         say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
         for name, line in describe(self.built, self.config):
             say(name, f"{name:<11} {line}", text=line)
-
-    def _write_config(self, config: dict, text: str) -> None:
-        path = self.folder / "config.yaml"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                check_same_run(read_yaml(path.read_text(encoding="utf-8")), config, self.folder)
-            path.write_text(text, encoding="utf-8")
-            self._check_rows()
-        except OSError as error:
-            raise UserError(f"cannot write to run_dir {self.folder}: {error.strerror}") from error
-
-    def _rows(self) -> dict[str, str]:
-        """A hash of each table of rows."""
-        built = self.built
-        tables = {"training": built.train.batches.table}
-        if built.warm_start is not None:
-            tables["warm start"] = built.warm_start.batches.table
-        if built.answering is not None:
-            tables["held-out"] = built.answering.table
-        if built.measuring is not None:
-            tables["held-out given"] = built.measuring.table
-        return {name: table.fingerprint for name, table in tables.items()}
-
-    def _check_rows(self) -> None:
-        """Sees that a resumed run learns from the rows that it began with."""
-        path = self.folder / "data.json"
-        rows = {"train": self._rows()["training"]}
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != rows:
-            raise UserError(
-                f"{self.folder} was begun with other rows: those of data.train have changed; put "
-                "them back, or use another run_dir"
-            )
-        path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
     def _seconds(self) -> dict[str, float]:
         """Seconds spent on this run, over all its starts."""
@@ -402,62 +353,6 @@ class Run:
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
         text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"
         self.terminal.say("done", text, summary=summary)
-
-
-def check_shared(folder: Path) -> None:
-    """Raises ``UserError`` if what process 0 writes to the folder is not seen here."""
-    if jax.process_count() == 1:
-        return
-    path = folder / agreed(lambda: f".seen-{uuid.uuid4().hex}")
-    if is_writer():
-        path.touch()
-    meet("written")
-    deadline = time.monotonic() + SEEN_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"the run folder {folder} is not the one that process 0 writes to: all hosts need "
-                "one folder that they share"
-            )
-        time.sleep(0.2)
-    meet("seen")
-    if is_writer():
-        path.unlink()
-
-
-def steps_kept(folder: Path) -> str:
-    """From where the run in a folder goes on, in words."""
-    for part, phase in ((folder, ""), (folder / "warm_start", " of the warm start")):
-        kept = [int(p.name) for p in part.glob("checkpoints/*") if p.name.isdigit()]
-        if kept:
-            return f"step {max(kept)}{phase}"
-    return "the beginning"
-
-
-def check_same_run(old: dict, new: dict, folder: Path) -> None:
-    """Raises ``UserError`` if a resumed run's config differs in more than ``MAY_CHANGE``."""
-    before, now = (flatten(tree) for tree in (old, new))
-    changed = {
-        name: f"{name} {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in MAY_CHANGE
-    }
-    if changed:
-        raise UserError(
-            f"{folder} holds a run with another config ({'; '.join(changed.values())}); "
-            "use that run's config, or another run_dir"
-        )
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def moved_controllers(seen: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:

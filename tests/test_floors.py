@@ -20,7 +20,7 @@ FLOORS = [
     {"build"},
     {"checks"},
     {"planning"},
-    {"ahead", "describe", "doctor", "evaluator", "export", "starts"},
+    {"ahead", "describe", "doctor", "evaluator", "export", "folder", "starts"},
     {"run"},
     {"launch"},
     {"eval", "plan"},

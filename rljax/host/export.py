@@ -17,10 +17,10 @@ from rljax import __version__
 from rljax.errors import UserError
 from rljax.host.agree import is_writer
 from rljax.host.weights import export_tensors, whole
+from rljax.models.config import LoRA
 from rljax.models.families import Architecture, class_name
 from rljax.models.hf import adapter_tensors, tensors_of
 from rljax.models.lora import peft_config
-from rljax.models.transformer import LoRA
 from rljax.types import Params
 
 CARD = "README.md"

@@ -1,7 +1,8 @@
 """Networks: one decoder, and the families that configure it."""
 
+from rljax.models.config import DecoderConfig, LoRA
 from rljax.models.families import Architecture, decoder_config, fresh, llama
-from rljax.models.transformer import DecoderConfig, LoRA, decoder, extend_cache
+from rljax.models.transformer import decoder, extend_cache
 
 __all__ = [
     "Architecture",

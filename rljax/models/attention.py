@@ -1,10 +1,16 @@
-"""Attention of queries over keys and values: heads that share a key head are grouped."""
+"""Attention of queries over keys and values: in the platform's kernel, or plainly, the heads that
+share a key head in one group."""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rljax.sharding import column_shards
+from rljax.models.config import DecoderConfig
+from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
+from rljax.sharding import axis_shards, column_shards
 
 
 def attention(
@@ -42,3 +48,35 @@ def attention(
 def softcapped(x: Array, cap: float) -> Array:
     """cap·tanh(x / cap)."""
     return cap * jnp.tanh(x / cap)
+
+
+def attention_of(config: DecoderConfig, copies: int, mask, segments, *, cached: bool):
+    """(queries, keys, values, visible, number of the kind of layer) -> mixed values: over whole
+    rows, without a cache, in the platform's kernel, if it has one; else plainly.
+
+    ``copies``: of each key head, that the keys have.
+    """
+    kinds = list(dict.fromkeys(config.attends))
+    scale = {"divisor": config.attention_divisor or math.sqrt(config.head_dim)}
+    capped = scale | {"softcap": config.attention_softcap}
+    kernel = None
+    if not cached and config.attention == "auto":
+        of_queries = axis_shards("heads", config.heads)
+        alike = of_queries == axis_shards("kv_heads", config.kv_heads * copies)
+        kernel = platform_kernel(
+            config.dtype,
+            config.head_dim,
+            config.attention_softcap,
+            spread_alike=alike and column_shards() == 1,
+        )
+
+    def attend(q, k, v, visible, kind):
+        if kernel is None:
+            return attention(q, k, v, visible, **capped)
+        if kernel == "cudnn":
+            return cudnn_attention(q, k, v, visible, **scale)
+        numbers = jnp.where(mask, 1 if segments is None else segments, 0)
+        splash = [functools.partial(splash_attention, window=one.window, **capped) for one in kinds]
+        return jax.lax.switch(kind, splash, q, k, v, numbers)
+
+    return attend

@@ -15,9 +15,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rljax.errors import UserError, nearest
+from rljax.models.config import Attends, DecoderConfig
 from rljax.models.experts import Experts
 from rljax.models.rope import Rope, no_rope, rope_from_hf
-from rljax.models.transformer import Attends, DecoderConfig
 
 __all__ = ["fresh", "llama"]
 

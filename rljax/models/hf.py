@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rljax.models.transformer import DecoderConfig
+from rljax.models.config import DecoderConfig
 from rljax.trees import Path, find
 from rljax.types import Params
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from rljax.errors import UserError
+from rljax.models.config import DecoderConfig, LoRA
 from rljax.models.hf import module_names
-from rljax.models.transformer import DecoderConfig, LoRA
 from rljax.trees import Path
 from rljax.types import Params
 

@@ -10,8 +10,8 @@ from folders import numbers, shape_of
 
 from rljax.errors import UserError
 from rljax.models import decoder
+from rljax.models.config import LoRA
 from rljax.models.lora import is_adapter, make_lora, merge_lora
-from rljax.models.transformer import LoRA
 from rljax.trees import overlay, select
 
 EVERY = {"query", "key", "value", "out", "gate", "up", "down"}
