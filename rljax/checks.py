@@ -8,6 +8,7 @@ from rljax.build import Build
 from rljax.errors import UserError
 from rljax.host.weights import Weights
 from rljax.phases import Phase, with_columns
+from rljax.train import state_shardings
 from rljax.types import Experience, Prompts, TrainState
 
 
@@ -15,6 +16,17 @@ def abstract_state(built: Build, phase: Phase) -> TrainState:
     """The shapes of the state that a phase begins with."""
     starts = {name: start.abstract for name, start in built.networks.starts.items()}
     return jax.eval_shape(phase.begin, starts)
+
+
+def laid_out(built: Build, phase: Phase) -> tuple[TrainState, TrainState]:
+    """The shapes of that state with their shardings, and the shardings alone."""
+    state = abstract_state(built, phase)
+    places = state_shardings(state, phase.axes, phase.optimizers, built.mesh)
+
+    def place(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, state, places), places
 
 
 def first_batch(built: Build) -> Prompts | Experience:

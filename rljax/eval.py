@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.build import Build, build
-from rljax.checks import abstract_state, check_weights
+from rljax.checks import check_weights, laid_out
 from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
@@ -26,7 +26,7 @@ from rljax.host.checkpoint import FROZEN, restore_parts
 from rljax.host.terminal import Terminal
 from rljax.launch import enough_threads, use_compilation_cache
 from rljax.starts import load_start
-from rljax.train import place, state_shardings
+from rljax.train import place
 from rljax.types import TrainState
 
 
@@ -120,18 +120,12 @@ def _started(built: Build, config: Config, terminal: Terminal) -> TrainState:
 
 def _restored(built: Build, folder: Path, frozen: Path, step: int | None) -> TrainState:
     """The state of a checkpoint, without its optimizers."""
-    abstract = abstract_state(built, built.train).replace(opt_state={})
-    places = state_shardings(abstract, built.train.axes, {}, built.mesh)
-    laid_out = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        places,
-    )
+    wanted, _ = laid_out(built, built.train)
     step, parts = restore_parts(
         folder,
         step,
-        {"params": laid_out.params, "shaping": laid_out.shaping},
-        laid_out.frozen,
+        {"params": wanted.params, "shaping": wanted.shaping},
+        wanted.frozen,
         frozen / FROZEN,
     )
     return TrainState(

@@ -16,7 +16,7 @@ import jax
 from rljax import __version__
 from rljax.ahead import read_reference, write_reference
 from rljax.build import Build
-from rljax.checks import abstract_state
+from rljax.checks import laid_out
 from rljax.config import Config
 from rljax.describe import describe
 from rljax.evaluator import Evaluator
@@ -32,7 +32,7 @@ from rljax.host.terminal import Terminal
 from rljax.phases import Phase
 from rljax.roles import Trees
 from rljax.starts import load_start
-from rljax.train import place, state_shardings
+from rljax.train import place
 from rljax.types import Params, TrainState
 
 MANY_TRUNCATED = 0.5  # from this share on it is said
@@ -248,7 +248,7 @@ class Run:
         def compiling():
             return self._compiling(phase.name)
 
-        _, shardings = self._abstract(phase)
+        _, shardings = laid_out(self.built, phase)
         step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
         records = self._records(self._folder(phase) / "metrics.jsonl", done)
         with (
@@ -284,23 +284,11 @@ class Run:
         mesh = self.built.mesh
         return place(phase.begin, starts, axes=phase.axes, optimizers=phase.optimizers, mesh=mesh)
 
-    def _abstract(self, phase: Phase) -> tuple[TrainState, TrainState]:
-        """Shapes and shardings of a phase's state."""
-        state = abstract_state(self.built, phase)
-        return state, state_shardings(state, phase.axes, phase.optimizers, self.built.mesh)
-
     def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:
         self._made = None
-        state, self._earlier = checkpoints.restore(self._laid_out(phase))
+        wanted, _ = laid_out(self.built, phase)
+        state, self._earlier = checkpoints.restore(wanted)
         return state
-
-    def _laid_out(self, phase: Phase) -> TrainState:
-        """Shapes of a phase's state, with their shardings."""
-
-        def laid_out(leaf, sharding):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree.map(laid_out, *self._abstract(phase))
 
     def _finish(self, last: int, params: Trees, frozen: Trees) -> None:
         """Exports the model, draws the curves, writes and shows the summary."""
@@ -316,8 +304,8 @@ class Run:
                     step = last
                     text = f"{text.partition(':')[0]}, whose state was not kept: exporting the last"
                 else:
-                    wanted = {"params": self._laid_out(built.train).params}
-                    _, parts = restore_parts(kept, step, wanted, {})
+                    wanted, _ = laid_out(built, built.train)
+                    _, parts = restore_parts(kept, step, {"params": wanted.params}, {})
                     params = parts["params"]
             self.terminal.say("best", text, step=step)
         export_role(

@@ -102,7 +102,7 @@ def splash_attention(
     room = [(0, 0), (0, 0), (0, padded - columns), (0, 0)]
     q = jnp.pad((q.astype(jnp.float32) / divisor).astype(q.dtype).swapaxes(1, 2), room)
     keys, values = jnp.pad(keys, room), jnp.pad(values, room)
-    segments = jnp.pad(segments, room[1:3], constant_values=-1)
+    segments = jnp.pad(segments, room[1:3])  # behind every real column: seen by none
     shape = (padded, padded)
     one = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     head_shards = axis_shards("heads", heads) if axis_shards("kv_heads", keys.shape[1]) > 1 else 1

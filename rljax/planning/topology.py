@@ -19,15 +19,13 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from rljax.build import Build
-from rljax.checks import abstract_state, first_batch
+from rljax.checks import first_batch, laid_out
 from rljax.errors import UserError
 from rljax.planning.buffers import Buffer, peaks, schedule, temporaries
 from rljax.planning.chips import Chip, slices_of
 from rljax.planning.collectives import Collective, collectives
 from rljax.planning.programs import Program, scope_in
 from rljax.sharding import replicated, row_sharding
-from rljax.train import state_shardings
-from rljax.types import TrainState
 
 SIMULATED = 4096  # devices, at most
 SCOPES = ("sample", "score", "update")  # of the train step
@@ -91,18 +89,10 @@ def _tpus(chip: Chip, shape: str, slices: int) -> list:
     return found.devices
 
 
-def laid_out(built: Build) -> tuple[TrainState, TrainState]:
-    """The shapes of the state of training, with their shardings, and the shardings alone."""
-    phase = built.train
-    state = abstract_state(built, phase)
-    places = state_shardings(state, phase.axes, phase.optimizers, built.mesh)
-    return jax.tree.map(_struct, state, places), places
-
-
 def compile_step(built: Build) -> Compiled:
     """Compiles the step of training for the mesh of a build, from shapes alone."""
     phase, mesh = built.train, built.mesh
-    state, places = laid_out(built)
+    state, places = laid_out(built, phase)
     rows = row_sharding(mesh)
     batch = jax.tree.map(lambda x: _struct(x, rows), first_batch(built))
     step, finish = phase.train_step, {"donate_argnums": 0}
