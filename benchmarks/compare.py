@@ -9,7 +9,7 @@ import yaml
 
 from rljax import launch
 from rljax.config import load_config, resolved
-from rljax.run import check_same_run
+from rljax.folder import check_same_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COLUMNS = {  # of a table of runs: a held-out figure, and how it is shown
