@@ -105,6 +105,7 @@ class Config(Section):
     epochs: pydantic.PositiveFloat | None = None  # over data.train, in place of steps
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
+    time_limit: pydantic.PositiveFloat | None = None  # of one start: 90m, 12:00:00, or seconds
     mesh: dict[str, Any] = {}
     models: Models
     tokenizer: Node | None = None  # null: the policy's own
@@ -134,6 +135,11 @@ class Config(Section):
             return {name: given for name, given in value.items() if given is not None}
         return value
 
+    @pydantic.field_validator("time_limit", mode="before")
+    @classmethod
+    def _seconds(cls, value):
+        return seconds(value) if isinstance(value, str) else value
+
     @pydantic.field_validator("shaping", mode="before")
     @classmethod
     def _off(cls, value):
@@ -143,6 +149,20 @@ class Config(Section):
 
     def shaping_stages(self) -> dict[str, Node]:
         return {name: node for name, node in (self.shaping or {}).items() if node is not None}
+
+
+def seconds(text: str) -> float:
+    """A duration as Slurm or a person writes it. Raises ``ValueError`` if it is none.
+
+    >>> seconds("90m"), seconds("1-12:00:00"), seconds("00:30:00"), seconds("45")
+    (5400.0, 129600.0, 1800.0, 45.0)
+    """
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text):
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+    if found := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text):
+        days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+    raise ValueError("a duration is seconds, or such as 90m, 12h, 12:00:00 or 1-12:00:00")
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,7 +22,8 @@ from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import checkpoints_of
 from rljax.folder import numbered_folder
-from rljax.host.checkpoint import FROZEN, restore_parts
+from rljax.host.checkpoint import restore_parts
+from rljax.host.steps import FROZEN
 from rljax.host.terminal import Terminal
 from rljax.launch import enough_threads, use_compilation_cache
 from rljax.starts import load_start

@@ -10,9 +10,10 @@ import jax
 from rljax import resolve
 from rljax.config import Config, load_config
 from rljax.errors import UserError
-from rljax.host.checkpoint import FROZEN, restore_parts
+from rljax.host.checkpoint import restore_parts
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
+from rljax.host.steps import FROZEN
 from rljax.models.lora import merge_lora
 from rljax.objective import context_of, make_algorithm, make_shaper, networks_of
 from rljax.roles import Networks, Trees

@@ -1,24 +1,36 @@
 """The folder of a run: which it is, whose run it holds, and that all processes share it."""
 
+import contextlib
 import hashlib
 import itertools
-import json
 import re
 import time
 import uuid
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import yaml
 
 from rljax import __version__
 from rljax.build import Build
-from rljax.config import Config, read_yaml, resolved
+from rljax.changes import check_same_run
+from rljax.config import Config, resolved
 from rljax.errors import UserError
 from rljax.host.agree import agreed, check_same, is_writer, meet
+from rljax.host.files import write_whole
+from rljax.host.metrics import read_records
+from rljax.host.provenance import git_commit, versions
+from rljax.host.steps import DamagedError, read_meta, steps_in
 
-MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
+
+
+class Opened(NamedTuple):
+    """The folder of a run, ready to be written to."""
+
+    changed: list[str]  # of the config and the rows, since the run was last gone on with
+    about: dict[str, Any]  # what is saved with every checkpoint: config, rows, versions, commit
 
 
 def run_folder(run_dir: str | None) -> Path:
@@ -47,11 +59,17 @@ def numbered_folder(parent: str) -> Path:
         return folder
 
 
-def open_folder(folder: Path, config: Config, built: Build) -> None:
+def open_folder(
+    folder: Path, config: Config, built: Build, *, may_change: bool = False, is_new: bool = False
+) -> Opened:
     """Makes the folder of a run, or sees that it is of the same run, on every process.
 
-    Raises ``UserError`` if it is of another, cannot be written to, or is not the same folder, with
-    the same config and rows, on all processes.
+    Args:
+      may_change: the config and the rows may be others than those that the run went on with last.
+      is_new: it must hold no run.
+
+    Raises ``UserError`` if it is of another, has lost its checkpoints, cannot be written to, or is
+    not the same folder, with the same config and rows, on all processes.
     """
     tree, rows = resolved(config), hashes_of(built)
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
@@ -60,40 +78,86 @@ def open_folder(folder: Path, config: Config, built: Build) -> None:
         "version of rljax": __version__,
     }
     check_same(facts | {f"{name} data": found for name, found in rows.items()})
-    if is_writer():
-        path = folder / "config.yaml"
+
+    def opened() -> tuple[list[str], dict[str, Any]]:
+        about = {
+            "config": tree,
+            "data": rows,
+            "versions": versions(),
+            "git": git_commit(Path.cwd()),
+        }
+        if is_new and holds_run(folder):
+            raise UserError(f"--resume never: {folder} holds a run; name another run_dir")
+        before = last_meta(folder)
+        changed = [] if before is None else _changes(before, about, folder, may_change)
+        if before is None:
+            _check_nothing_lost(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                check_same_run(read_yaml(path.read_text(encoding="utf-8")), tree, folder)
-            path.write_text(text, encoding="utf-8")
-            _check_rows(folder, rows["training"])
+            write_whole(folder / "config.yaml", text)
         except OSError as error:
             raise UserError(f"cannot write to run_dir {folder}: {error.strerror}") from error
+        return changed, about
+
+    changed, about = agreed(opened)
     check_shared(folder)
+    return Opened(changed, about)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / "config.yaml").exists() or last_meta(folder) is not None
+
+
+def last_meta(folder: Path) -> dict[str, Any] | None:
+    """What the run in a folder saved beside its newest state, as far as it can be read."""
+    for checkpoints in (folder / "checkpoints", folder / "warm_start" / "checkpoints"):
+        for step in reversed(steps_in(checkpoints)):
+            with contextlib.suppress(DamagedError):
+                return read_meta(checkpoints, step)
+    return None
+
+
+def _changes(
+    before: dict[str, Any], about: dict[str, Any], folder: Path, may_change: bool
+) -> list[str]:
+    """How config and rows differ from those that the run went on with last, in words."""
+    changed = check_same_run(before["config"], about["config"], folder, allowed=may_change)
+    then, now = before["data"], about["data"]
+    trains = bool(steps_in(folder / "checkpoints"))  # else it is in its warm start
+    learned = ["data.train"] if trains else ["data.train", "warm_start.data"]
+    others = [name for name in learned if name in now and then.get(name) != now[name]]
+    for name in others:
+        if not may_change:
+            raise UserError(
+                f"{folder} was begun with other rows, or in another order: those of {name} have "
+                "changed; put them back, use another run_dir, or go on with these by "
+                "--allow-config-change"
+            )
+        changed.append(f"other rows of {name}")
+    return changed
+
+
+def _check_nothing_lost(folder: Path) -> None:
+    """A run saves before its first step: without a checkpoint there can be no record of one."""
+    for part in (folder, folder / "warm_start"):
+        if steps := [record["step"] for record in read_records(part / "metrics.jsonl")]:
+            raise UserError(
+                f"{folder} has records of {len(steps)} steps, but no checkpoint that can be read; "
+                "put its checkpoints back from a copy, or begin anew in another run_dir"
+            )
 
 
 def hashes_of(built: Build) -> dict[str, str]:
-    """A hash of each table of rows."""
-    tables = {"training": built.train.batches.table}
+    """A hash of each table of rows, and of the order in which they are learned from."""
+    hashes = {"data.train": built.train.batches.fingerprint}
     if built.warm_start is not None:
-        tables["warm start"] = built.warm_start.batches.table
+        hashes["warm_start.data"] = built.warm_start.batches.fingerprint
     if built.answering is not None:
-        tables["held-out"] = built.answering.table
+        hashes["data.eval"] = built.answering.table.fingerprint
     if built.measuring is not None:
-        tables["held-out given"] = built.measuring.table
-    return {name: table.fingerprint for name, table in tables.items()}
-
-
-def _check_rows(folder: Path, training: str) -> None:
-    """Sees that a resumed run learns from the rows that it began with."""
-    path, rows = folder / "data.json", {"train": training}
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != rows:
-        raise UserError(
-            f"{folder} was begun with other rows: those of data.train have changed; put them "
-            "back, or use another run_dir"
-        )
-    path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        hashes["data.eval, given"] = built.measuring.table.fingerprint
+    return hashes
 
 
 def check_shared(folder: Path) -> None:
@@ -120,33 +184,6 @@ def check_shared(folder: Path) -> None:
 def steps_kept(folder: Path) -> str:
     """From where the run in a folder goes on, in words."""
     for part, phase in ((folder, ""), (folder / "warm_start", " of the warm start")):
-        kept = [int(p.name) for p in part.glob("checkpoints/*") if p.name.isdigit()]
-        if kept:
-            return f"step {max(kept)}{phase}"
+        if kept := steps_in(part / "checkpoints"):
+            return f"step {kept[-1]}{phase}"
     return "the beginning"
-
-
-def check_same_run(old: dict, new: dict, folder: Path) -> None:
-    """Raises ``UserError`` if a resumed run's config differs in more than ``MAY_CHANGE``."""
-    before, now = (flatten(tree) for tree in (old, new))
-    changed = {
-        name: f"{name} {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in MAY_CHANGE
-    }
-    if changed:
-        raise UserError(
-            f"{folder} holds a run with another config ({'; '.join(changed.values())}); "
-            "use that run's config, or another run_dir"
-        )
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
 
@@ -20,15 +21,25 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.folder import run_folder, steps_kept
-from rljax.host.agree import is_writer, meet
+from rljax.folder import open_folder, run_folder, steps_kept
+from rljax.fork import find_origin, find_run, fork
+from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
-from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped, TransientError
+from rljax.host.metrics import Journal
+from rljax.host.stopping import (
+    TRY_AGAIN,
+    WORDS,
+    Signals,
+    Stopped,
+    TransientError,
+    leave_at_once,
+)
 from rljax.host.terminal import Terminal
 from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
+NEVER = "never"  # as --resume
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +58,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
+    )
+    going_on = parser.add_argument_group(
+        "going on", "without these a run goes on from the newest sound checkpoint in its run_dir"
+    )
+    going_on.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with the run in this folder, by its own config unless one is named; "
+        '"never": run_dir must hold none yet',
+    )
+    going_on.add_argument(
+        "--fork",
+        metavar="RUN",
+        help="begin a new run with the state of that one, or of one of its checkpoints",
+    )
+    going_on.add_argument(
+        "--allow-config-change",
+        action="store_true",
+        help="go on although settings that change what is learned, or the rows, are others",
     )
     several = parser.add_argument_group(
         "several processes", "where nothing starts them that JAX knows: each its own number"
@@ -74,19 +104,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan_or_run(options: argparse.Namespace, peers: Peers | None = None) -> int:
     """What the command line asks for, together with ``peers`` if there are several processes."""
-    config_path, overrides = config_and_overrides(options.settings)
+    if options.resume and options.fork:
+        raise UserError("--resume goes on with a run, --fork begins another: give one of them")
+    old = None  # the run that is gone on with, or forked
+    if options.fork:
+        old = find_origin(options.fork).run
+    elif options.resume not in (None, NEVER):
+        old = find_run(options.resume)
+    config_path, overrides = config_and_overrides(options.settings, old)
+    if old is not None:
+        overrides = [f"run_dir={'null' if options.fork else old}", *overrides]
     config = load_config(config_path, overrides)
+    if old is not None and not options.fork and Path(config.run_dir or "") != old:
+        raise UserError(
+            f"--resume {old} with run_dir={config.run_dir}: a run goes on in its own folder; "
+            "--fork begins another"
+        )
     if options.dry_run:
         return dry_run(config, config_path)
-    return run(config, config_path, peers)
+    return run(config, config_path, options, peers)
 
 
-def config_and_overrides(settings: list[str]) -> tuple[Path, list[str]]:
-    """The config file of a command line, by default the embedded task's, and its ``key=value``."""
+def config_and_overrides(settings: list[str], run: Path | None = None) -> tuple[Path, list[str]]:
+    """The config file of a command line, by default that of a ``run``, else the embedded task's;
+    and its ``key=value``."""
     files = [setting for setting in settings if "=" not in setting]
     if len(files) > 1:
         raise UserError(f"one config file at most, got {' and '.join(files)}")
-    path = Path(files[0]) if files else builtin_config(DEFAULT_CONFIG)
+    path = run / "config.yaml" if run else builtin_config(DEFAULT_CONFIG)
+    if files:
+        path = Path(files[0])
     return path, [setting for setting in settings if "=" in setting]
 
 
@@ -103,32 +150,70 @@ def dry_run(config: Config, config_path: Path) -> int:
     return 0
 
 
-def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
+def run(
+    config: Config,
+    config_path: Path,
+    options: argparse.Namespace,
+    peers: Peers | None,
+) -> int:
     """Builds everything and trains."""
     use_compilation_cache()
     terminal = Terminal(quiet=not is_writer())
     if peers is not None:
         terminal.say("processes", peers.describe(), text=peers.describe())
-    built = build(
-        config, config_path.parent, report=lambda line: terminal.say("reward", line, text=line)
-    )
-    check_weights(built)
-    check_step(built)
-    folder = run_folder(config.run_dir)
-    if peers is not None:
-        peers.where = lambda: steps_kept(folder)
-    try:
-        with built.pool, jax.set_mesh(built.mesh), Signals() as signals:
-            Run(config, built, folder, terminal, signals.check).run()
-    except (Stopped, KeyboardInterrupt) as stop:
-        if peers is not None and isinstance(stop, KeyboardInterrupt):
-            raise  # the others have not stopped
-        code = stop.code if isinstance(stop, Stopped) else INTERRUPTED
-        if is_writer():
-            how = "terminated" if code == TRY_AGAIN else "interrupted"
-            print(f"rljax: {how}; the same with run_dir={folder} resumes it", file=sys.stderr)
-        return code
+    folder = None
+
+    def leave(words: str, code: int) -> NoReturn:
+        words = f"{words}; {goes_on(folder)}"
+        terminal.note("stopped", words, code=code, text=words)
+        if peers is not None:
+            peers.end(words, code)
+        leave_at_once(words, code)
+
+    with Signals(config.time_limit, leave) as signals:
+        try:
+            built = build(
+                config,
+                config_path.parent,
+                report=lambda line: terminal.say("reward", line, text=line),
+            )
+            check_weights(built)
+            check_step(built)
+            folder = run_folder(config.run_dir)
+            if peers is not None:
+                peers.where = lambda: steps_kept(folder)
+            if options.fork:
+                agreed(lambda: fork(find_origin(options.fork), folder))
+            opened = open_folder(
+                folder,
+                config,
+                built,
+                may_change=bool(options.allow_config_change or options.fork),
+                is_new=options.resume == NEVER,
+            )
+            if is_writer():
+                terminal.journal = Journal(folder / "events.jsonl", report=say_error)
+            with built.pool, jax.set_mesh(built.mesh):
+                Run(config, built, folder, opened, terminal, signals).run()
+        except Stopped as stop:
+            words = f"{WORDS[stop.code]}; {goes_on(folder)}"
+            terminal.note("stopped", words, code=stop.code, text=words)
+            if is_writer():
+                say_error(words)
+            return stop.code
+        except Exception as error:
+            terminal.note("error", "", text=f"{type(error).__name__}: {error}")
+            raise
     return 0
+
+
+def say_error(text: str) -> None:
+    print(f"rljax: {text}", file=sys.stderr)
+
+
+def goes_on(folder: Path | None) -> str:
+    """How a run is gone on with."""
+    return "nothing was begun" if folder is None else f"the same with run_dir={folder} resumes it"
 
 
 def enough_threads() -> None:

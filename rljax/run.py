@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -21,13 +22,15 @@ from rljax.config import Config
 from rljax.describe import describe
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
-from rljax.folder import open_folder
+from rljax.folder import Opened
 from rljax.host.agree import agreed, is_writer, meet
-from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
+from rljax.host.checkpoint import Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, read_records
 from rljax.host.selection import best_record, out_of_patience
+from rljax.host.steps import FROZEN, steps_in
+from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
 from rljax.phases import Phase
 from rljax.roles import Trees
@@ -52,7 +55,7 @@ SHOWN = {  # beside the progress bar: what is shown, by the name of its metric
 class Run:
     """One start of a run: its functions, its folder, and the seconds it has taken.
 
-    Between two steps it stops if ``check_stop`` raises. Several processes run it together, and one
+    It stops between two steps if ``stopping`` says so. Several processes run it together, and one
     of them writes: what that one reads of the folder to decide by, it tells the others.
     """
 
@@ -61,83 +64,128 @@ class Run:
         config: Config,
         built: Build,
         folder: Path,
+        opened: Opened,
         terminal: Terminal,
-        check_stop: Callable[[], None],
+        stopping: Stopping,
     ):
         self.config, self.built, self.folder, self.terminal = config, built, folder, terminal
-        self._check_stop = check_stop
+        self._opened, self._stopping = opened, stopping
         self._started = time.perf_counter()
         self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
+        self._evaluation_seconds = 0.0  # of the longest evaluation
+        self._evaluations: list[dict] = []  # their figures, of all starts
         self._made: Trees | None = None  # starts that are not used yet
         self._tired = False  # no better evaluation is waited for
 
     def run(self) -> None:
-        """Runs to the end, from the newest checkpoint if there is one."""
-        self._open_folder()
+        """Runs to the end, from the newest sound checkpoint if there is one."""
+        self._say_hello()
         phase, settings = self.built.train, self.config.evaluation
         with contextlib.ExitStack() as closing:
             checkpoints = closing.enter_context(self._checkpoints(phase))
             best = None
             if settings.best is not None:
                 best = closing.enter_context(self._best_checkpoint())
-            resumed = agreed(checkpoints.latest)
+            resumed, state = self._resume(phase, checkpoints)
+            if best is not None:
+                best.drop_after(resumed)
             evaluations, samples = (
-                closing.enter_context(
-                    contextlib.closing(self._records(self.folder / name, resumed))
+                closing.enter_context(contextlib.closing(records))
+                for records in (
+                    self._records(self.folder / "evaluations.jsonl", known=self._evaluations),
+                    self._records(self.folder / "samples.jsonl", resumed),
                 )
-                for name in ("evaluations.jsonl", "samples.jsonl")
             )
             phase, evaluator = self._with_reference(phase)
 
             def evaluate(step: int, state: TrainState) -> None:
+                began = time.perf_counter()
                 figures, responses = evaluator(state)
-                evaluations.write({"step": step, **figures})
+                self._evaluations.append({"step": step, **figures})
+                evaluations.write(self._evaluations[-1])
                 for response in responses:
                     if response["prompt_index"] < settings.samples:
                         samples.write({"step": step, **response})
                 if best is not None and self._best_step() == step:
-                    best.save(step, state, {}, force=True)
+                    best.save(step, state, self._progress(), force=True)
                     best.wait()  # a checkpoint after this one must not be without it
                 self._tired = self._out_of_patience()
+                seconds = time.perf_counter() - began
+                self._evaluation_seconds = max(self._evaluation_seconds, seconds)
 
             def evaluate_if_due(step: int, state: TrainState) -> None:
                 every = settings.every_steps
                 if step == phase.steps or (every and step % every == 0):
-                    self._check_stop()  # it may take longer than a run is given to stop
+                    # It may take longer than a run is given to stop.
+                    self._stopping.check(self._evaluation_seconds + checkpoints.save_seconds)
                     evaluate(step, state)
 
-            if resumed is None:
+            if state is None:
                 state = self._place(phase, self._starts())
                 evaluate(0, state)
-                checkpoints.save(0, state, self._seconds(), force=True)
+                checkpoints.save(0, state, self._progress(), force=True)
+                checkpoints.wait()  # from now on the run is in its checkpoints
             else:
-                state = self._restore(phase, checkpoints)
-                self.terminal.say("resume", f"resuming from step {resumed}", step=resumed)
                 self._tired = self._out_of_patience()
-                if all(record["step"] != resumed for record in self._evaluations()):
+                if all(record["step"] != resumed for record in self._evaluations):
                     evaluate_if_due(resumed, state)  # it was asked to stop before
             state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
         step, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
         self._finish(step, params, frozen)
 
-    def _evaluations(self) -> list[dict]:
-        return agreed(lambda: read_records(self.folder / "evaluations.jsonl"))
+    def _resume(
+        self, phase: Phase, checkpoints: Checkpoints
+    ) -> tuple[int | None, TrainState | None]:
+        """The step and the state that a phase goes on from, if it was begun."""
+        if agreed(lambda: not steps_in(checkpoints.folder)):
+            return None, None
+        self._made = None
+        wanted, _ = laid_out(self.built, phase)
+        restored = checkpoints.restore(wanted)
+        for newer, why in restored.passed_over.items():
+            text = f"the checkpoint of step {newer} is damaged ({why}): passed over, and set aside"
+            self.terminal.say("damaged", text, phase=phase.name, step=newer, why=why)
+        text = f"resuming from step {restored.step}"
+        self.terminal.say("resume", text, phase=phase.name, step=restored.step)
+        progress = dict(restored.progress)
+        self._evaluations = progress.pop("evaluations")
+        self._earlier = progress
+        return restored.step, restored.state
 
-    def _records(self, path: Path, up_to_step: int | None) -> Records:
-        return Records(path if is_writer() else None, up_to_step=up_to_step)
+    def _say_hello(self) -> None:
+        say = self.terminal.say
+        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
+        for name, line in describe(self.built, self.config):
+            say(name, f"{name:<11} {line}", text=line)
+        for change in self._opened.changed:
+            say("changed", f"changed     {change}", text=change)
+
+    def _records(
+        self, path: Path, up_to_step: int | None = None, known: list[dict] | None = None
+    ) -> Records:
+        return Records(
+            path if is_writer() else None, up_to_step=up_to_step, known=known, report=self._warn
+        )
+
+    def _warn(self, text: str) -> None:
+        self.terminal.say("warning", text, text=text)
 
     def _best_step(self) -> int:
         settings = self.config.evaluation
-        best = best_record(self._evaluations(), settings.best, settings.direction)
+        best = best_record(self._evaluations, settings.best, settings.direction)
         return 0 if best is None else best["step"]
 
     def _best_checkpoint(self) -> Checkpoints:
         """Where the best state is kept; what is frozen lies with the others."""
         folder = self._folder(self.built.train)
         return Checkpoints(
-            folder / "best", every_steps=1, keep=1, frozen=folder / "checkpoints" / FROZEN
+            folder / "best",
+            every_steps=1,
+            keep=1,
+            frozen=folder / "checkpoints" / FROZEN,
+            about=self._opened.about,
         )
 
     def _out_of_patience(self) -> bool:
@@ -145,7 +193,7 @@ class Run:
         if settings.patience is None:
             return False
         tired = out_of_patience(
-            self._evaluations(), settings.best, settings.direction, settings.patience
+            self._evaluations, settings.best, settings.direction, settings.patience
         )
         if tired:
             text = f"no better {settings.best} in {settings.patience} evaluations: stopping early"
@@ -175,13 +223,6 @@ class Run:
                 measuring = measuring._replace(table=tables["heldout"])
         return phase, Evaluator(self.config, built, self._compiling, measuring)
 
-    def _open_folder(self) -> None:
-        open_folder(self.folder, self.config, self.built)
-        say = self.terminal.say
-        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
-        for name, line in describe(self.built, self.config):
-            say(name, f"{name:<11} {line}", text=line)
-
     def _seconds(self) -> dict[str, float]:
         """Seconds spent on this run, over all its starts."""
         wall = time.perf_counter() - self._started
@@ -189,6 +230,10 @@ class Run:
             "wall_seconds": self._earlier["wall_seconds"] + wall,
             "compile_seconds": self._earlier["compile_seconds"] + self._compile_seconds,
         }
+
+    def _progress(self) -> dict[str, Any]:
+        """What a checkpoint holds of the host's side."""
+        return {**self._seconds(), "evaluations": self._evaluations}
 
     @contextlib.contextmanager
     def _compiling(self, what: str):
@@ -213,10 +258,11 @@ class Run:
         if warm_start is None:
             return {name: self._load(name) for name in starts}
         with self._checkpoints(warm_start) as checkpoints:
-            if agreed(checkpoints.latest) is None:
+            _, state = self._resume(warm_start, checkpoints)
+            if state is None:
                 state = self._place(warm_start, {"policy": self._load("policy")})
-            else:
-                state = self._restore(warm_start, checkpoints)
+                checkpoints.save(0, state, self._progress(), force=True)
+                checkpoints.wait()
             state = self._train(warm_start, state, checkpoints)
         others = {name: self._load(name) for name in starts if name != "policy"}
         return {"policy": state.params["policy"], **others}
@@ -265,8 +311,8 @@ class Run:
                 on_step=on_step,
                 on_state=on_state,
                 enough=enough,
-                progress=self._seconds,
-                check_stop=self._check_stop,
+                progress=self._progress,
+                stopping=self._stopping,
             )
 
     def _folder(self, phase: Phase) -> Path:
@@ -277,18 +323,15 @@ class Run:
         if phase is self.built.warm_start:  # its steps are short: saving at that rate would cost
             every = max(every, phase.steps // WARM_START_SAVES)
         return Checkpoints(
-            self._folder(phase) / "checkpoints", every_steps=every, keep=self.config.checkpoint.keep
+            self._folder(phase) / "checkpoints",
+            every_steps=every,
+            keep=self.config.checkpoint.keep,
+            about=self._opened.about,
         )
 
     def _place(self, phase: Phase, starts: Trees) -> TrainState:
         mesh = self.built.mesh
         return place(phase.begin, starts, axes=phase.axes, optimizers=phase.optimizers, mesh=mesh)
-
-    def _restore(self, phase: Phase, checkpoints: Checkpoints) -> TrainState:
-        self._made = None
-        wanted, _ = laid_out(self.built, phase)
-        state, self._earlier = checkpoints.restore(wanted)
-        return state
 
     def _finish(self, last: int, params: Trees, frozen: Trees) -> None:
         """Exports the model, draws the curves, writes and shows the summary."""
@@ -320,7 +363,7 @@ class Run:
         )
         if not is_writer():
             return
-        evaluations = read_records(folder / "evaluations.jsonl")
+        evaluations = self._evaluations
         draw_curves(
             folder / "curves.png",
             read_records(folder / "metrics.jsonl"),

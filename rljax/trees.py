@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from rljax.types import Params, Role
 
@@ -50,6 +51,16 @@ def select(tree: Params, keep: Callable[[Path], bool], path: Path = ()) -> Param
         elif below := select(entry, keep, here):
             kept[name] = below
     return kept
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Every leaf by its path.
+
+    >>> by_path({"a": {"b": 1}, "c": (2, 3)})
+    {'a/b': 1, 'c/0': 2, 'c/1': 3}
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def role_params(role: Role, trees: Mapping[str, Params]) -> Params:

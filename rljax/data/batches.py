@@ -5,6 +5,7 @@ TrainState is the whole data position.
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from rljax.data.tables import PromptTable
 from rljax.errors import UserError
 from rljax.types import Experience, Prompts
 
+SEEN_BATCHES = 8  # by which their order is told
 ENDLESS = 2**40  # epochs; mixing data sets needs a length that fits a machine word
 
 Table = PromptTable | SequenceTable | PackedTable
@@ -33,6 +35,14 @@ class Batches:
 
     def __getitem__(self, step: int) -> Prompts | Experience:
         return self._take(self.items(step))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the rows, and of the first batches: their order depends on the seed, on what is
+        mixed and how, and on how equal lengths are sorted, which differs between processors."""
+        first = [self.items(step) for step in range(SEEN_BATCHES)]
+        order = hashlib.sha256(np.concatenate(first).astype("<i8").tobytes())
+        return hashlib.sha256(f"{self.table.fingerprint} {order.hexdigest()}".encode()).hexdigest()
 
     def items(self, step: int) -> np.ndarray:
         """The items of a batch."""

@@ -1,23 +1,52 @@
 """Checkpoints with Orbax: the whole TrainState, written while training goes on.
 
 What is frozen never changes, and may be most of it (the base under adapters, a reward model): it is
-written once, beside the steps.
+written once, beside the steps. Every leaf has a digest, which is compared when it is read.
 """
 
+import contextlib
 import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from rljax.errors import UserError
-from rljax.host.agree import agreed
+from rljax.host.agree import agreed, is_writer, largest, meet
+from rljax.host.digests import digests
+from rljax.host.steps import (
+    FROZEN,
+    META,
+    STATE,
+    DamagedError,
+    check_digests,
+    describe_leaves,
+    difference,
+    read_meta,
+    read_part,
+    sealed,
+    steps_in,
+)
 from rljax.host.stopping import Stopped
 from rljax.types import TrainState
 
-STATE, PROGRESS, FROZEN = "state", "progress", "frozen"
+SET_ASIDE = "set_aside"  # beside the folder of checkpoints: steps that a run does not go on from
+
+
+class Restored(NamedTuple):
+    """A state, and how it was found."""
+
+    step: int
+    state: TrainState
+    progress: dict[str, Any]  # as it was saved with the state
+    passed_over: dict[int, str]  # newer steps that are damaged, and how
 
 
 class Checkpoints:
@@ -27,77 +56,128 @@ class Checkpoints:
     context it is closed in the end.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int, keep: int, frozen: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_steps: int,
+        keep: int,
+        frozen: Path | None = None,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ):
         """Saves every ``every_steps`` steps and keeps the newest ``keep``.
 
-        What is frozen is written to ``frozen``, by default beside the steps, unless it is there.
+        What is frozen is written to ``frozen``, by default beside the steps. What there is to know
+        ``about`` the run, as JSON, is saved with each step.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self.folder, self._every_steps = folder, every_steps
+        self.folder, self._every_steps, self._about = folder, every_steps, about
+        self.save_seconds = 0.0  # that the longest save took which was waited for
+        self._writes_frozen = frozen is None
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
-        self._frozen = (frozen or folder / FROZEN).absolute() / STATE
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_handlers={
-                STATE: ocp.StandardCheckpointHandler(),
-                PROGRESS: ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
-        )
+        self._frozen = (frozen or folder / FROZEN) / STATE
+        self._frozen_digests: dict[str, str] | None = None
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                item_handlers={
+                    STATE: ocp.StandardCheckpointHandler(),
+                    META: ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest complete step, sound or not, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any], *, force: bool = False):
         """Starts writing if ``step`` is due, or if ``force``; the state may be donated right after.
 
-        ``progress`` is small JSON about the host's side, such as seconds spent.
+        ``progress`` is small JSON about the host's side, such as seconds spent. Raises
+        ``UserError`` if this step, or the one before, cannot be written.
         """
         if step == self.latest() or not (force or step % self._every_steps == 0):
             return
-        if self.latest() is None and not self._manager.all_steps():
-            self._save_frozen(state.frozen)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardSave(state.replace(frozen={})),
-                    PROGRESS: ocp.args.JsonSave(progress),
-                }
-            ),
-            force=True,
-        )
+        with self._writing():
+            if self._frozen_digests is None:
+                self._frozen_digests = digests({FROZEN: state.frozen})
+            if self._writes_frozen and not self._manager.all_steps():
+                self._save_frozen(state.frozen)
+            saved = state.replace(frozen={})
+            found = digests(saved) | self._frozen_digests
+            leaves = {
+                path: {**leaf, "digest": found[path]}
+                for path, leaf in describe_leaves(state).items()
+            }
+            meta = {"step": step, "progress": progress, **self._about, "leaves": leaves}
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        STATE: ocp.args.StandardSave(saved),
+                        META: ocp.args.JsonSave(sealed(meta)),
+                    }
+                ),
+                force=True,
+            )
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, laid out as ``abstract`` says (shapes, types, shardings), and progress.
+    def restore(self, abstract: TrainState, step: int | None = None) -> Restored:
+        """The newest sound state, laid out as ``abstract`` says (shapes, types, shardings).
 
-        Raises ``UserError`` if the checkpoint is of another model.
+        With a ``step``, that one. Newer steps, damaged or not, are set aside.
+
+        Raises ``UserError`` if none is sound, or if it is of another model, optimizer or shaping.
         """
-        step = self.latest()
-        self._check_shapes(step, abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardRestore(abstract.replace(frozen={})),
-                    PROGRESS: ocp.args.JsonRestore(),
-                }
-            ),
-        )
-        frozen = {}
-        if abstract.frozen:
-            with ocp.StandardCheckpointer() as files:
-                frozen = files.restore(self._frozen, abstract.frozen)
-        return restored[STATE].replace(frozen=frozen), restored[PROGRESS]
+        passed_over: dict[int, str] = {}
+        there = agreed(lambda: steps_in(self.folder))
+        if step is not None and step not in there:
+            raise UserError(no_step(self.folder, step, there))
+        for candidate in reversed(there) if step is None else [step]:
+            try:
+                meta = _agreed_meta(self.folder, candidate)
+                if other := difference(meta, abstract):
+                    raise UserError(
+                        f"the checkpoint {self.folder}/{candidate} is {other} the config; use that "
+                        "run's config, or another run_dir"
+                    )
+                part = self.folder / str(candidate) / STATE
+                state = _on_all(lambda part=part: read_part(part, abstract.replace(frozen={})))
+                check_digests(meta, state)
+            except DamagedError as damage:
+                passed_over[candidate] = str(damage)
+                continue
+            frozen, self._frozen_digests = _read_frozen(self._frozen, meta, abstract.frozen)
+            self.drop_after(candidate, set_aside=True)
+            state = state.replace(frozen=frozen)
+            return Restored(candidate, state, meta["progress"], passed_over)
+        raise UserError(none_sound(self.folder, passed_over))
+
+    def drop_after(self, step: int | None, *, set_aside: bool = False) -> None:
+        """Removes the steps after ``step``, which belong to another course of the run, or all; or
+        moves them to ``SET_ASIDE``."""
+        self.wait()
+        if is_writer():
+            for newer in steps_in(self.folder):
+                if step is None or newer > step:
+                    path = self.folder / str(newer)
+                    if set_aside:
+                        path.rename(_free(self.folder.parent / SET_ASIDE, str(newer)))
+                    else:
+                        shutil.rmtree(path)
+        meet("dropped")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Until everything is written."""
-        self._manager.wait_until_finished()
+        started = time.perf_counter()
+        with self._writing():
+            self._manager.wait_until_finished()
+        self.save_seconds = max(self.save_seconds, time.perf_counter() - started)
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -108,29 +188,33 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, Stopped) or jax.process_count() == 1:
-            self.close()  # else the others may be gone: waiting for them would never end
+        if error is None or isinstance(error, Stopped):
+            self.close()
+        elif jax.process_count() == 1:  # else the others may be gone: waiting would never end
+            with contextlib.suppress(UserError):  # that of writing; another one is on its way
+                self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says what was not written, and from where the run goes on."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # of the file system, and TensorStore's for the same
+            if isinstance(error, UserError):
+                raise
+            kept = steps_in(self.folder)
+            on = f"the run goes on from step {kept[-1]}" if kept else "there is none yet"
+            raise UserError(
+                f"cannot write a checkpoint to {self.folder}: {_why(error)}; once that is mended, "
+                f"{on}"
+            ) from error
 
     def _save_frozen(self, frozen: dict[str, PyTree]) -> None:
-        if frozen and not agreed(self._frozen.exists):
-            self._frozen.parent.mkdir(exist_ok=True, parents=True)
+        if frozen:
+            if is_writer():
+                self._frozen.parent.mkdir(exist_ok=True, parents=True)
             with ocp.StandardCheckpointer() as files:
-                files.save(self._frozen, frozen, force=True)
-
-    def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        saved = _shapes(self._manager.item_metadata(step)[STATE].tree)
-        if self._frozen.exists():
-            with ocp.StandardCheckpointer() as files:
-                kept = files.metadata(self._frozen).item_metadata.tree
-            saved |= _shapes({FROZEN: kept})
-        wanted = _shapes(abstract)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise UserError(
-                    f"the checkpoint {self.folder}/{step} is of a different model: {name} is "
-                    f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the "
-                    "config; use that run's config, or another run_dir"
-                )
+                files.save(self._frozen.absolute(), frozen, force=True)
 
 
 def restore_parts(
@@ -139,50 +223,109 @@ def restore_parts(
     state: dict[str, PyTree],
     frozen: dict[str, PyTree],
     frozen_folder: Path | None = None,
+    report: Callable[[str], None] = lambda line: print(f"rljax: {line}", file=sys.stderr),
 ) -> tuple[int, dict[str, PyTree]]:
     """Some fields of the state in a checkpoint, and ``frozen``; and the checkpoint's step.
 
     Args:
       folder: of the checkpoints.
-      step: by default the newest.
+      step: by default the newest that is sound.
       state: shapes, types and shardings of parts of the fields wanted; the rest is not read.
       frozen: likewise, of what is frozen.
       frozen_folder: by default beside the steps.
+      report: is told of a damaged step that is passed over.
 
-    Raises ``UserError`` if there is no such checkpoint.
+    Raises ``UserError`` if there is no such checkpoint, or none that is sound.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    if not steps:
-        raise UserError(f"{folder} holds no checkpoint")
-    if step is not None and step not in steps:
-        raise UserError(f"{folder} holds no step {step}; there are {', '.join(map(str, steps))}")
-    step = steps[-1] if step is None else step
-    parts = {name: {} for name in state} | {"frozen": {}}
-    if jax.tree.leaves(state):
-        parts |= _restore_part(folder.absolute() / str(step) / STATE, state)
-    if frozen:
-        path = (frozen_folder or folder / FROZEN).absolute() / STATE
-        parts["frozen"] = _restore_part(path, frozen)
-    return step, parts
+    there = steps_in(folder)
+    if (step is not None and step not in there) or not there:
+        raise UserError(no_step(folder, step, there))
+    faults: dict[int, str] = {}
+    for candidate in reversed(there) if step is None else [step]:
+        parts = {name: {} for name in state} | {FROZEN: {}}
+        try:
+            meta = _agreed_meta(folder, candidate)
+            if jax.tree.leaves(state):
+                path = folder / str(candidate) / STATE
+                parts |= _on_all(lambda path=path: read_part(path, state))
+                check_digests(meta, {name: parts[name] for name in state})
+        except DamagedError as damage:
+            faults[candidate] = str(damage)
+            report(f"{folder}/{candidate} is damaged ({damage})")
+            continue
+        path = (frozen_folder or folder / FROZEN) / STATE
+        parts[FROZEN], _ = _read_frozen(path, meta, frozen)
+        return candidate, parts
+    raise UserError(none_sound(folder, faults))
 
 
-def _restore_part(path: Path, abstract: PyTree) -> PyTree:
-    arguments = ocp.args.PyTreeRestore(
-        item=abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
+def no_step(folder: Path, step: int | None, there: list[int]) -> str:
+    if not there:
+        return f"{folder} holds no checkpoint"
+    return f"{folder} holds no step {step}; there are {', '.join(map(str, there))}"
+
+
+def none_sound(folder: Path, faults: Mapping[int, str]) -> str:
+    listed = "; ".join(f"step {step}: {why}" for step, why in faults.items())
+    return (
+        f"{folder} holds no sound checkpoint ({listed}); put one back from a copy, or begin anew "
+        "in another run_dir"
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=arguments)
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    def shape(leaf) -> tuple[int, ...]:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # stored as its data
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return tuple(leaf.shape)
+def _read_frozen(
+    path: Path, meta: Mapping[str, Any], abstract: dict[str, PyTree]
+) -> tuple[dict[str, PyTree], dict[str, str]]:
+    """What is frozen, or the part of it that ``abstract`` has, and its digests."""
+    if not abstract:
+        return {}, {}
+    try:
+        frozen = _on_all(lambda: read_part(path, abstract))
+        return frozen, check_digests(meta, {FROZEN: frozen})
+    except DamagedError as damage:
+        raise UserError(
+            f"{path.parent} is damaged ({damage}), and every checkpoint needs it; put it back from "
+            "a copy, or begin anew in another run_dir"
+        ) from damage
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): shape(leaf) for path, leaf in leaves
-    }
+
+def _agreed_meta(folder: Path, step: int) -> dict[str, Any]:
+    def read() -> dict[str, Any] | str:
+        try:
+            return read_meta(folder, step)
+        except DamagedError as damage:
+            return str(damage)
+
+    meta = agreed(read)
+    if isinstance(meta, str):
+        raise DamagedError(meta)
+    return meta
+
+
+def _on_all(read: Callable[[], PyTree]) -> PyTree:
+    """What ``read`` returns; raises ``DamagedError`` on all processes if it does on one."""
+    tree, damage = None, None
+    try:
+        tree = read()
+    except DamagedError as error:
+        damage = error
+    if largest(damage is not None):
+        raise damage or DamagedError("another process cannot read its part")
+    return tree
+
+
+def _free(folder: Path, name: str) -> Path:
+    """A path in ``folder`` that is not taken: ``name``, or with a number behind it."""
+    folder.mkdir(exist_ok=True)
+    number, path = 1, folder / name
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}"
+    return path
+
+
+def _why(error: Exception) -> str:
+    """Why something was not written, in a few words."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]} …"

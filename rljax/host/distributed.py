@@ -89,15 +89,15 @@ class Peers:
         if error is None or self._code is not None:
             return
         if isinstance(error, UserError):
-            self._end(str(error), 2)
+            self.end(str(error), 2)
         if isinstance(error, KeyboardInterrupt):
-            self._end("interrupted", INTERRUPTED)
+            self.end("interrupted", INTERRUPTED)
         for part in _chain(error):
             if isinstance(part, jax.errors.JaxRuntimeError) and is_of_loss(str(part)):
                 time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
                 self._lost(str(part).partition("\n")[0])
         traceback.print_exception(error)
-        self._end(f"{type(error).__name__}: {error}".partition("\n")[0], 1)
+        self.end(f"{type(error).__name__}: {error}".partition("\n")[0], 1)
 
     def _join(self) -> None:
         place = self._place
@@ -169,8 +169,8 @@ class Peers:
         if told["process"] != self._index:
             self._last_words(f"process {told['process']}: {told['line']}", told["code"])
 
-    def _end(self, line: str, code: int) -> NoReturn:
-        """Ends this process and, by saying so, all others."""
+    def end(self, line: str, code: int) -> NoReturn:
+        """Ends this process and, by saying so, all others; from any thread."""
         telling = threading.Thread(target=self._tell, args=(line, code), daemon=True)
         telling.start()
         telling.join(GRACE_SECONDS)  # the service may be gone
@@ -185,7 +185,7 @@ class Peers:
                 client.key_value_set(END, json.dumps(message))
 
     def _lost(self, why: str) -> NoReturn:
-        self._end(
+        self.end(
             f"lost another process of this run ({why}); start the same command again: it goes on "
             f"from {self.where()}",
             TRY_AGAIN,

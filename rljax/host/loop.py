@@ -16,7 +16,7 @@ from rljax.errors import UserError
 from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.metrics import Records
-from rljax.host.stopping import Stopped
+from rljax.host.stopping import Stopped, Stopping
 from rljax.sharding import replicated, row_sharding
 from rljax.types import Metrics, TrainState
 
@@ -108,25 +108,29 @@ def run_steps(
     on_state: Callable[[int, TrainState], None],
     progress: Callable[[], dict[str, Any]],
     enough: Callable[[], bool] = lambda: False,
-    check_stop: Callable[[], None] = lambda: None,
+    stopping: Stopping | None = None,
 ) -> TrainState:
     """Runs from the state's own step up to ``steps``, or until it is ``enough``, and saves the
     last.
 
     While the devices work on a step, the host prepares the next batch. After each step
     ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
-    must not keep: the next step takes its buffers. ``check_stop`` is called before each step.
+    must not keep: the next step takes its buffers. Before each step ``stopping`` is asked, and told
+    how long a step and saving may take.
 
     Raises ``UserError`` if a reward or a metric is not finite: that step is neither recorded nor
-    saved; and ``Stopped``, when the state is saved, if ``check_stop`` or ``on_state`` does.
+    saved; and ``Stopped``, when the state is saved, if ``stopping`` or ``on_state`` does.
     """
+    stopping = stopping or Stopping()
+    longest = 0.0  # of the steps, in seconds
     done = int(state.step)
     last = steps if done < steps and not enough() else done
     batch = batches(done) if done < last else None
     try:
         while done < last:
             batch = step.prepare(state, batch)
-            check_stop()
+            stopping.check(2 * (longest + checkpoints.save_seconds))
+            stopping.unsaved = True
             start = time.perf_counter()
             state, metrics = step(state, batch)
             batch = batches(done + 1) if done + 1 < last else None
@@ -134,6 +138,7 @@ def run_steps(
             done += 1
             check_finite(metrics, f"in step {done}")
             seconds = time.perf_counter() - start
+            longest = max(longest, seconds)
             metrics["perf/step_seconds"] = seconds
             if "response_tokens" in metrics:
                 metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
@@ -148,6 +153,8 @@ def run_steps(
         checkpoints.wait()
         raise
     checkpoints.save(done, state, progress(), force=True)
+    checkpoints.wait()
+    stopping.unsaved = False
     return state
 
 

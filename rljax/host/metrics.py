@@ -1,45 +1,102 @@
 """The run's own records: one JSON object per line, appended and never twice."""
 
 import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from rljax.host.files import Appending, write_whole
+
+
+class Line(NamedTuple):
+    """Of a file of records."""
+
+    text: str
+    record: dict[str, Any] | None  # None: it cannot be read
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none if it is absent; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a file, none if it is absent; lines that a crash cut short or damaged are
+    left out."""
+    return [line.record for line in read_lines(path) if line.record is not None]
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The whole lines of a file; none if it is absent."""
+    if path.exists():
+        *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        yield from (Line(text, _record(text)) for text in whole)
 
 
 class Records:
     """An append-only file of records, each with a ``step``."""
 
-    def __init__(self, path: Path | None, *, up_to_step: int | None = None):
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        up_to_step: int | None = None,
+        known: Sequence[dict[str, Any]] | None = None,
+        report: Callable[[str], None] = print,
+    ):
         """Goes on after the records up to and including ``up_to_step``; later ones, which the
-        resumed run will write again, are dropped. None starts anew.
+        resumed run will write again, are dropped. None starts anew. Records that are ``known``
+        take the place of those in the file.
 
-        Without a ``path`` nothing is written: another process of the run does it."""
+        Without a ``path`` nothing is written: another process of the run does it. What cannot be
+        read or written is told to ``report``, and stops nothing."""
         self._file = None
         if path is None:
             return
-        kept = [] if up_to_step is None else read_records(path)
-        kept = [record for record in kept if record["step"] <= (up_to_step or 0)]
+        if known is None:
+            lines = [] if up_to_step is None else list(read_lines(path))
+            kept = [x for x in lines if x.record is not None and x.record["step"] <= up_to_step]
+            if unread := sum(line.record is None for line in lines):
+                report(f"{path}: {unread} damaged line(s) left out")
+            text = "".join(f"{line.text}\n" for line in kept)
+        else:
+            text = "".join(_line(record) for record in known)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            if path.exists() and path.read_bytes().startswith(text.encode()):
+                with path.open("r+b") as file:  # which needs no room
+                    file.truncate(len(text.encode()))
+            else:
+                write_whole(path, text)
+            self._file = Appending(path, report)
+        except OSError as error:
+            report(f"cannot write to {path}: {error.strerror}")
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(_line(record))
-            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+class Journal:
+    """What happened to a run, over all its starts: one JSON object per line, with the time."""
+
+    def __init__(self, path: Path, report: Callable[[str], None]):
+        self._file = Appending(path, report)
+
+    def write(self, event: str, fields: dict[str, Any]) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._file.write(_line({"time": now, "event": event, **fields}))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _record(text: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rljax.host.metrics import Journal
+
 KINDS = ("raw", "shaped")  # of rewards
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 
@@ -23,13 +25,20 @@ class Terminal:
         self.console = Console(highlight=False, quiet=quiet)
         self.quiet = quiet
         self.rich = self.console.is_terminal and not quiet
+        self.journal: Journal | None = None  # of a run, once it has a folder
 
     def say(self, event: str, text: str, /, **fields: Any) -> None:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
+        self.note(event, text, **fields)
         if self.rich:
             self.console.print(text, markup=False)
-        elif not self.quiet:
-            self._emit(event, fields or {"text": text})
+        else:
+            self.emit(event, fields or {"text": text})
+
+    def note(self, event: str, text: str, /, **fields: Any) -> None:
+        """Into the journal only."""
+        if self.journal is not None:
+            self.journal.write(event, fields or {"text": text})
 
     @contextlib.contextmanager
     def phase(self, name: str, steps: int, done: int) -> Iterator["PhaseBar"]:
@@ -87,8 +96,10 @@ class Terminal:
             )
         self.console.print(table)
 
-    def _emit(self, event: str, fields: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+    def emit(self, event: str, fields: dict[str, Any]) -> None:
+        """A line for a machine."""
+        if not self.quiet:
+            print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
 
 
 class PhaseBar:
@@ -105,7 +116,8 @@ class PhaseBar:
             self._progress.update(self._task, completed=done, figures=text)
         elif done % max(self._steps // LINES_PER_PHASE, 1) == 0 or done == self._steps:
             rounded = {name: round(value, 4) for name, value in figures.items()}
-            self._terminal.say("step", "", phase=self._name, step=done, of=self._steps, **rounded)
+            fields = {"phase": self._name, "step": done, "of": self._steps, **rounded}
+            self._terminal.emit("step", fields)
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,148 @@
+"""The steps of a folder of checkpoints, as files: which there are, what was saved beside the state
+of each, and whether a state that was read is the one that was saved.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from rljax.host.digests import digests
+from rljax.trees import by_path
+
+STATE, META, FROZEN = "state", "meta", "frozen"  # what is frozen lies beside the steps
+SEAL = "sha256"  # in what was saved beside a state: of all the rest of it
+OF = {  # what a part of the state is of, by the first name of its paths
+    "params": "model",
+    "frozen": "model",
+    "opt_state": "optimizer",
+    "shaping": "shaping",
+}
+
+
+class DamagedError(Exception):
+    """A step that is not, or not wholly, what was saved; the text says why."""
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of a folder, sound or not, in their order; one still being written has no name."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def describe_leaves(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """Shape and type of every leaf, by its path; a key's are those of its data."""
+
+    def described(leaf) -> dict[str, Any]:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+    return {path: described(leaf) for path, leaf in by_path(tree).items()}
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What is saved beside a state, as plain JSON, with a hash of itself."""
+    plain = json.loads(json.dumps(meta))
+    return {**plain, SEAL: _hash(plain)}
+
+
+def read_meta(folder: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the state of a step.
+
+    Raises ``DamagedError`` if it is missing, or is not what was written.
+    """
+    path = folder / str(step) / META / "metadata"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        seal = meta.pop(SEAL)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{META}/metadata is missing") from error
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{META}/metadata cannot be read") from error
+    if seal != _hash(meta) or meta.get("step") != step:
+        raise DamagedError(f"{META}/metadata is not what was written")
+    return meta
+
+
+def difference(meta: Mapping[str, Any], tree: PyTree) -> str | None:
+    """Where the leaves that were saved are others than those of ``tree``, in words; else None."""
+    wanted = describe_leaves(tree)
+    saved = {
+        path: {"shape": leaf["shape"], "dtype": leaf["dtype"]}
+        for path, leaf in meta["leaves"].items()
+    }
+    for path in sorted(saved.keys() | wanted.keys()):
+        there, here = saved.get(path), wanted.get(path)
+        if there != here:
+            of = OF.get(path.split("/")[0], "state")
+            return f"of a different {of}: {path} is {_shown(there)} there and {_shown(here)} in"
+    return None
+
+
+def read_part(path: Path, abstract: PyTree) -> PyTree:
+    """A saved tree, or the part of it that ``abstract`` has, laid out as that says.
+
+    Raises ``DamagedError`` if it cannot be read. Each process reads by itself, and waits for none.
+    """
+    arguments = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    try:
+        with _silent_threads():
+            return ocp.PyTreeCheckpointHandler().restore(path.absolute(), args=arguments)
+    except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
+        raise
+    except Exception as error:  # whatever damaged files make of the libraries that read them
+        raise DamagedError(f"{path.name}: {type(error).__name__}: {_line(error)}") from error
+
+
+def check_digests(meta: Mapping[str, Any], tree: PyTree) -> dict[str, str]:
+    """The digests of a tree that was read.
+
+    Raises ``DamagedError`` if one is not as it was saved.
+    """
+    found = digests(tree)
+    wrong = [path for path, text in found.items() if meta["leaves"][path]["digest"] != text]
+    if wrong:
+        others = f" and {len(wrong) - 1} other(s)" if wrong[1:] else ""
+        raise DamagedError(f"{wrong[0]}{others}: not the bytes that were saved")
+    return found
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Of several reads that fail, one raises; the others are not to print pages about it."""
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    try:
+        yield
+    except BaseException:
+        gc.collect()  # their coroutines complain when they are collected
+        raise
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+
+
+def _hash(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _shown(leaf: Mapping[str, Any] | None) -> str:
+    if leaf is None:
+        return "absent"
+    return f"{leaf['dtype']} ({', '.join(map(str, leaf['shape']))})"
+
+
+def _line(error: Exception, most: int = 160) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[:most]} …"
