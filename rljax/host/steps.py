@@ -7,6 +7,8 @@ import gc
 import hashlib
 import json
 import sys
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from rljax.host.digests import digests
 from rljax.trees import by_path
 
 STATE, META, FROZEN = "state", "meta", "frozen"  # what is frozen lies beside the steps
+STRAGGLERS_SECONDS = 0.1  # that reads take to end after the first of them failed
 SEAL = "sha256"  # in what was saved beside a state: of all the rest of it
 OF = {  # what a part of the state is of, by the first name of its paths
     "params": "model",
@@ -99,11 +102,15 @@ def read_part(path: Path, abstract: PyTree) -> PyTree:
     )
     try:
         with _silent_threads():
-            return ocp.PyTreeCheckpointHandler().restore(path.absolute(), args=arguments)
+            tree = ocp.PyTreeCheckpointHandler().restore(path.absolute(), args=arguments)
     except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
         raise
     except Exception as error:  # whatever damaged files make of the libraries that read them
         raise DamagedError(f"{path.name}: {type(error).__name__}: {_line(error)}") from error
+    lacking = [name for name, leaf in by_path(tree).items() if not isinstance(leaf, jax.Array)]
+    if lacking:
+        raise DamagedError(f"{path.name}: {lacking[0]} is missing")
+    return tree
 
 
 def check_digests(meta: Mapping[str, Any], tree: PyTree) -> dict[str, str]:
@@ -127,7 +134,9 @@ def _silent_threads() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        gc.collect()  # their coroutines complain when they are collected
+        time.sleep(STRAGGLERS_SECONDS)
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # their coroutines complain when they are collected
         raise
     finally:
         sys.excepthook, sys.unraisablehook = hooks

@@ -1,17 +1,23 @@
 """Checkpoints: bit by bit what was saved, on whatever mesh, and none that is half written."""
 
 import contextlib
+import gc
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import DAMAGE
 
 from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints, restore_parts
+from rljax.host.steps import read_meta, steps_in
 from rljax.shaping import adaptive_kl, chain, drift, kl_penalty, length_band
 from rljax.sharding import make_mesh
 from rljax.train import adamw, init_state, place, state_shardings
+from rljax.trees import by_path
 
 OPTIMIZERS = {"policy": adamw(4, 1, learning_rate=0.1)}
 SHAPING = chain(
@@ -76,15 +82,10 @@ def save(folder, *steps, state=None, force=False, **settings):
             checkpoints.save(step, placed() if state is None else state, {"at": step}, force=force)
 
 
-def steps_in(folder):
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-
-
 def on_host(state):
     """Every leaf as bytes by its path, the typed key as its data."""
-    state = state.replace(key=jax.random.key_data(state.key))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state))
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+    state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+    return {path: np.asarray(leaf).tobytes() for path, leaf in by_path(state).items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,9 @@ def test_verl_1377_no_other_topology_could_resume(saved, mesh):
     folder, state = saved
     wanted = abstract(mesh)
     with opened(folder) as checkpoints:
-        restored, progress = checkpoints.restore(wanted)
+        _, restored, progress, passed_over = checkpoints.restore(wanted)
     assert progress == {"at": 7}
+    assert not passed_over
     assert jax.tree.structure(restored) == jax.tree.structure(state)  # its NamedTuples too
     assert on_host(restored) == on_host(state)
     for leaf, asked in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
@@ -121,7 +123,7 @@ def test_verl_1377_no_other_topology_could_resume(saved, mesh):
 def test_the_key_draws_on_as_the_saved_one(saved):
     folder, state = saved
     with opened(folder) as checkpoints:
-        restored, _ = checkpoints.restore(abstract(mesh_of(1)))
+        restored = checkpoints.restore(abstract(mesh_of(1))).state
     assert jax.dtypes.issubdtype(restored.key.dtype, jax.dtypes.prng_key)
     np.testing.assert_array_equal(
         jax.random.normal(restored.key, 3), jax.random.normal(state.key, 3)
@@ -139,7 +141,7 @@ def test_a_donated_state_was_saved_as_it_was(tmp_path):
     if jax.__version_info__[:2] != (0, 11):  # which copies a buffer that is being saved
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     with opened(tmp_path) as checkpoints:
-        assert on_host(checkpoints.restore(abstract())[0]) == expected
+        assert on_host(checkpoints.restore(abstract()).state) == expected
 
 
 def test_keep_keeps_the_newest(tmp_path):
@@ -147,7 +149,7 @@ def test_keep_keeps_the_newest(tmp_path):
     assert steps_in(tmp_path) == [3, 4]
     with opened(tmp_path) as checkpoints:
         assert checkpoints.latest() == 4
-        assert checkpoints.restore(abstract())[1] == {"at": 4}
+        assert checkpoints.restore(abstract()).progress == {"at": 4}
 
 
 def test_only_the_steps_that_are_due_are_saved(tmp_path):
@@ -165,7 +167,7 @@ def test_the_last_step_is_forced_and_not_written_twice(tmp_path):
         checkpoints.save(5, placed(), {"first": True}, force=True)
     assert steps_in(tmp_path) == [3, 5]
     with opened(tmp_path) as checkpoints:
-        assert checkpoints.restore(abstract())[1] == {"first": True}
+        assert checkpoints.restore(abstract()).progress == {"first": True}
 
 
 def test_an_empty_folder_has_no_latest(tmp_path):
@@ -179,7 +181,7 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
     (tmp_path / "2").rename(unfinished)
     with opened(tmp_path) as checkpoints:
         assert checkpoints.latest() == 1
-        assert checkpoints.restore(abstract())[1] == {"at": 1}
+        assert checkpoints.restore(abstract()).progress == {"at": 1}
         checkpoints.save(3, placed(), {"at": 3})
     assert not unfinished.exists()
     with opened(tmp_path) as checkpoints:
@@ -189,8 +191,8 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
 def test_another_shape_is_refused_by_the_name_of_its_leaf(saved):
     folder, _ = saved
     said = (
-        r"7 is of a different model: frozen/reference/gate is \(8, 4\) there and \(8, 6\) in the "
-        "config; use that run's config, or another run_dir"
+        r"7 is of a different model: frozen/reference/gate is float32 \(8, 4\) there and "
+        r"float32 \(8, 6\) in the config; use that run's config, or another run_dir"
     )
     with opened(folder) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(abstract(width=6))
@@ -204,9 +206,9 @@ def test_a_leaf_too_many_or_too_few_is_refused(saved, more):
     policy = wanted.params["policy"]
     params = policy | {"bias": bias} if more else {"gate": policy["gate"]}
     said = (
-        r"params/policy/bias is absent there and \(3,\)"
+        r"params/policy/bias is absent there and float32 \(3\) in"
         if more
-        else r"params/policy/norm is \(8,\) there and absent in"
+        else r"params/policy/norm is float32 \(8\) there and absent in"
     )
     with opened(folder) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(wanted.replace(params={"policy": params}))
@@ -236,3 +238,175 @@ def test_parts_are_restored_by_name(saved):
     )
     with pytest.raises(UserError, match="holds no step 5; there are 7"):
         restore_parts(folder, 5, {"params": wanted.params}, {})
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder with the steps 6 and 7 of one device, and the bytes of each state."""
+    folder = tmp_path_factory.mktemp("steps") / "checkpoints"
+    older, newer = (
+        placed(mesh_of(1)).replace(step=jnp.int32(step), params=params)
+        for step, params in ((6, placed(mesh_of(1), seed=1).params), (7, placed(mesh_of(1)).params))
+    )
+    with opened(folder) as checkpoints:
+        checkpoints.save(6, older, {"at": 6})
+        checkpoints.save(7, newer, {"at": 7})
+    return folder, {6: on_host(older), 7: on_host(newer)}
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_whichever_file_of_a_step_is_damaged_nothing_false_is_restored(two_steps, tmp_path, kind):
+    """Each file in turn: the step is restored bit by bit, or passed over by its name."""
+    folder, states = two_steps
+    wanted, passed_over = abstract(mesh_of(1)), 0
+    for number, file in enumerate(files_of(folder / "7")):
+        copy = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(folder, copy)
+        DAMAGE[kind](copy / "7" / file)
+        with opened(copy) as checkpoints:
+            found = checkpoints.restore(wanted)
+        assert on_host(found.state) == states[found.step], file
+        assert found.progress == {"at": found.step}, file
+        assert list(found.passed_over) == ([7] if found.step == 6 else []), file
+        assert steps_in(copy) == ([6] if found.step == 6 else [6, 7]), file
+        passed_over += found.step == 6
+        if file.parts[0] == "meta" and file.name == "metadata":
+            assert found.step == 6
+    assert passed_over >= 4  # what says of the state, and what holds it
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_if_what_is_frozen_is_damaged_it_is_said(two_steps, tmp_path, kind):
+    folder, states = two_steps
+    refused = 0
+    for number, file in enumerate(files_of(folder / "frozen")):
+        copy = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(folder, copy)
+        DAMAGE[kind](copy / "frozen" / file)
+        with opened(copy) as checkpoints:
+            found = None
+            with contextlib.suppress(UserError):
+                found = checkpoints.restore(abstract(mesh_of(1)))
+                assert on_host(found.state) == states[7]
+            if found is None:
+                with pytest.raises(UserError, match="frozen is damaged"):
+                    checkpoints.restore(abstract(mesh_of(1)))
+                refused += 1
+        assert steps_in(copy) == [6, 7]
+    assert refused >= 2
+
+
+def test_damage_prints_no_pages(two_steps, tmp_path, capfd):
+    folder, _ = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints/7/state/manifest.ocdbt").unlink()
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(abstract(mesh_of(1))).step == 6
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def test_bytes_that_files_cannot_vouch_for_are_found(two_steps, tmp_path):
+    """A state that was saved whole, and is another than the digests are of."""
+    folder, states = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints/7/state")
+    shutil.copytree(folder / "6/state", tmp_path / "checkpoints/7/state")
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        found = checkpoints.restore(abstract(mesh_of(1)))
+    assert on_host(found.state) == states[6]
+    assert "not the bytes that were saved" in found.passed_over[7]
+
+
+def test_an_empty_step_is_passed_over_and_set_aside(two_steps, tmp_path):
+    folder, states = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints/9").mkdir()
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        found = checkpoints.restore(abstract(mesh_of(1)))
+        assert found.passed_over == {9: "meta/metadata is missing"}
+        assert on_host(found.state) == states[7]
+        checkpoints.save(9, placed(mesh_of(1)), {"at": 9})  # its place is free
+    assert (tmp_path / "set_aside/9").is_dir()
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(abstract(mesh_of(1))).progress == {"at": 9}
+
+
+def test_if_none_is_sound_it_is_said_and_nothing_is_moved(two_steps, tmp_path):
+    folder, _ = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    for step in (6, 7):
+        (tmp_path / f"checkpoints/{step}/meta/metadata").write_text("{}")
+    said = "holds no sound checkpoint .step 7: .*; step 6: .*; put one back from a copy"
+    with opened(tmp_path / "checkpoints") as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(abstract(mesh_of(1)))
+    assert steps_in(tmp_path / "checkpoints") == [6, 7]
+
+
+def test_parts_pass_over_what_is_damaged(two_steps, tmp_path):
+    folder, _ = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints/7/state/manifest.ocdbt").write_bytes(b"")
+    wanted, said = {"params": abstract(mesh_of(1)).params}, []
+    step, _ = restore_parts(tmp_path / "checkpoints", None, wanted, {}, report=said.append)
+    assert step == 6
+    assert len(said) == 1
+    with pytest.raises(UserError, match=r"no sound checkpoint \(step 7"):
+        restore_parts(tmp_path / "checkpoints", 7, wanted, {}, report=said.append)
+
+
+def test_what_is_known_about_a_run_is_saved_with_every_step(tmp_path):
+    about = {"config": {"steps": 4}, "versions": {"rljax": "1"}}
+    with contextlib.closing(Checkpoints(tmp_path, every_steps=1, keep=2, about=about)) as kept:
+        kept.save(3, placed(mesh_of(1)), {})
+    meta = read_meta(tmp_path, 3)
+    assert meta["config"] == {"steps": 4}
+    assert meta["versions"] == {"rljax": "1"}
+    assert meta["leaves"].keys() == by_path(placed(mesh_of(1))).keys()
+    assert meta["leaves"]["params/policy/gate"]["shape"] == [8, 4]
+
+
+def test_later_steps_are_dropped(tmp_path):
+    save(tmp_path, 1, 2, 3, keep=9)
+    with opened(tmp_path, keep=9) as checkpoints:
+        checkpoints.drop_after(2)
+        assert checkpoints.latest() == 2
+        checkpoints.drop_after(None)
+        assert checkpoints.latest() is None
+    assert steps_in(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of half a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(small_disk):
+    folder = small_disk / "checkpoints"
+    save(folder, 7, state=placed(mesh_of(1)))
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1024))
+    said = "cannot write a checkpoint to .* the run goes on from step 7"
+    with pytest.raises(UserError, match=said) as refused:
+        save(folder, 8, state=placed(mesh_of(1)))
+    assert "\n" not in str(refused.value)
+    assert steps_in(folder) == [7]
+    (small_disk / "filler").unlink()
+    with opened(folder) as checkpoints:
+        assert on_host(checkpoints.restore(abstract(mesh_of(1))).state) == on_host(
+            placed(mesh_of(1))
+        )
+        checkpoints.save(8, placed(mesh_of(1)), {"at": 8})
+    assert steps_in(folder) == [7, 8]
