@@ -9,6 +9,7 @@ from rljax.errors import UserError
 from rljax.host.weights import Weights
 from rljax.phases import Phase, with_columns
 from rljax.train import state_shardings
+from rljax.trees import by_path
 from rljax.types import Experience, Prompts, TrainState
 
 
@@ -59,11 +60,10 @@ def check_step(built: Build) -> None:
         batch = measuring.table.take(measuring.items()[0])
         batch = batch if built.ahead is None else with_columns(batch)
         jax.eval_shape(measuring.measure, state, batch)
-    for (path, old), new in zip(
-        jax.tree.leaves_with_path(state.shaping), jax.tree.leaves(after.shaping), strict=True
+    for (name, old), new in zip(
+        by_path(state.shaping).items(), jax.tree.leaves(after.shaping), strict=True
     ):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"shaping: the state {name} starts as {old.dtype}{list(old.shape)} and is "
                 f"{new.dtype}{list(new.shape)} after a step; it must keep its shape and type"

@@ -12,6 +12,7 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
        rljax doctor MODEL
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
+       rljax verify RUN
        rljax --version
 
 launch  train a language model
@@ -19,9 +20,10 @@ export  write a model of a run as a Hugging Face folder
 eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
+verify  check the checkpoints and records of a run
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify")
 
 
 def main() -> int:

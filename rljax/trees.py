@@ -60,7 +60,12 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     {'a/b': 1, 'c/0': 2, 'c/1': 3}
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {name_of(path): leaf for path, leaf in leaves}
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A path as JAX has it, in words: its keys, with slashes between them."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def role_params(role: Role, trees: Mapping[str, Params]) -> Params:

@@ -13,7 +13,7 @@ FLOORS = [
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},
     {"config"},
-    {"roles"},
+    {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},
     {"heldout", "phases"},
@@ -21,9 +21,9 @@ FLOORS = [
     {"checks"},
     {"planning"},
     {"ahead", "describe", "doctor", "evaluator", "export", "folder", "starts"},
-    {"run"},
+    {"fork", "run"},
     {"launch"},
-    {"eval", "plan"},
+    {"eval", "plan", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

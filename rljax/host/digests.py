@@ -9,10 +9,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, UInt32
+import numpy as np
+from jaxtyping import PyTree, UInt32
 
 from rljax.host.agree import meet
 from rljax.trees import by_path
+from rljax.types import Array
 
 SEEDS = (0x9E3779B9, 0x7F4A7C15)  # one for each half of a digest
 
@@ -28,10 +30,12 @@ def digests(tree: PyTree) -> dict[str, str]:
         tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves.values())
     )
     halves = jax.device_get(program(*leaves.values()))
-    return {
-        path: "".join(f"{half:08x}" for half in both)
-        for path, both in zip(leaves, halves, strict=True)
-    }
+    return {path: as_text(both) for path, both in zip(leaves, halves, strict=True)}
+
+
+def as_text(halves: UInt32[Array, "2"]) -> str:
+    """A digest as hexadecimal digits."""
+    return "".join(f"{half:08x}" for half in np.asarray(halves))
 
 
 @functools.cache

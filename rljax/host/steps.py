@@ -9,16 +9,17 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from rljax.host.digests import digests
-from rljax.trees import by_path
+from rljax.host.digests import as_text, digest, digests
+from rljax.trees import by_path, name_of
 
 STATE, META, FROZEN = "state", "meta", "frozen"  # what is frozen lies beside the steps
 STRAGGLERS_SECONDS = 0.1  # that reads take to end after the first of them failed
@@ -100,13 +101,8 @@ def read_part(path: Path, abstract: PyTree) -> PyTree:
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
     )
-    try:
-        with _silent_threads():
-            tree = ocp.PyTreeCheckpointHandler().restore(path.absolute(), args=arguments)
-    except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
-        raise
-    except Exception as error:  # whatever damaged files make of the libraries that read them
-        raise DamagedError(f"{path.name}: {type(error).__name__}: {_line(error)}") from error
+    files = ocp.PyTreeCheckpointHandler()
+    tree = _read(path, lambda: files.restore(path.absolute(), args=arguments))
     lacking = [name for name, leaf in by_path(tree).items() if not isinstance(leaf, jax.Array)]
     if lacking:
         raise DamagedError(f"{path.name}: {lacking[0]} is missing")
@@ -124,6 +120,58 @@ def check_digests(meta: Mapping[str, Any], tree: PyTree) -> dict[str, str]:
         others = f" and {len(wrong) - 1} other(s)" if wrong[1:] else ""
         raise DamagedError(f"{wrong[0]}{others}: not the bytes that were saved")
     return found
+
+
+def check_saved(path: Path, meta: Mapping[str, Any], under: str | None = None) -> int:
+    """Reads a saved tree leaf by leaf, on one device; the number of its leaves.
+
+    Args:
+      under: by what name the tree is part of the state; by default it is the state itself, without
+        what is frozen.
+
+    Raises ``DamagedError`` if one is missing, or not as it was saved.
+    """
+    files = ocp.PyTreeCheckpointHandler()
+    prefix = f"{under}/" if under else ""
+    expected = {
+        name
+        for name in meta["leaves"]
+        if name.startswith(prefix) and (under or not name.startswith(f"{FROZEN}/"))
+    }
+    tree = _read(path, lambda: files.metadata(path.absolute()))
+    tree = getattr(tree, "tree", tree)
+    names = by_path(tree).keys()
+    if lacking := expected - {prefix + name for name in names}:
+        raise DamagedError(f"{path.name}: {min(lacking)} is missing")
+    for name in names:
+        item = jax.tree_util.tree_map_with_path(
+            lambda at, leaf, name=name: (
+                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                if name_of(at) == name
+                else ocp.PLACEHOLDER
+            ),
+            tree,
+        )
+        arguments = ocp.args.PyTreeRestore(
+            item=item,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+        )
+        leaves = by_path(_read(path, lambda a=arguments: files.restore(path.absolute(), args=a)))
+        found = as_text(jax.jit(digest)(leaves[name]))
+        if found != meta["leaves"].get(prefix + name, {}).get("digest"):
+            raise DamagedError(f"{prefix}{name}: not the bytes that were saved")
+    return len(expected)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    """What ``read`` makes of the files under a path. Raises ``DamagedError`` if it cannot."""
+    try:
+        with _silent_threads():
+            return read()
+    except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
+        raise
+    except Exception as error:  # whatever damaged files make of the libraries that read them
+        raise DamagedError(f"{path.name}: {type(error).__name__}: {_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
 from rljax.losses import Correction, explained_variance
 from rljax.sharding import map_rows, spread_rows
-from rljax.trees import role_params
+from rljax.trees import by_path, role_params
 from rljax.types import (
     REWARD_CROPPED,
     REWARD_TOKENS,
@@ -216,10 +216,8 @@ def without_yardsticks(appraise: Appraise, group_size: int) -> Appraise:
 
 def state_metrics(shaping: State) -> Metrics:
     """Every scalar of the shaping state by its path, such as ``shaping/length/weight``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(shaping)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     return {
         f"shaping/{name.removesuffix('/value')}": leaf
-        for name, leaf in named.items()
+        for name, leaf in by_path(shaping).items()
         if leaf.ndim == 0
     }

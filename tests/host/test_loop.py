@@ -15,7 +15,7 @@ from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
 from rljax.host.loop import CompiledStep, run_steps
 from rljax.host.metrics import Records
-from rljax.host.stopping import Stopped
+from rljax.host.stopping import Stopped, Stopping
 from rljax.types import TrainState
 
 HOST = """
@@ -58,6 +58,8 @@ class Counting(CompiledStep):
 class Kept(Checkpoints):
     """Checkpoints of a count: (step, what was saved of it), and None where they were waited for."""
 
+    save_seconds = 3.0
+
     def __init__(self):
         self.log = []
 
@@ -90,14 +92,24 @@ def run(**calls) -> list:
 
 @pytest.mark.parametrize("calls", [1, 2, 5])
 def test_a_run_that_is_to_stop_saves_before_the_next_step_begins(calls):
-    asked = iter(range(1, 10))
+    class After(Stopping):
+        asked = 0
 
-    def check():
-        if next(asked) == calls:
-            raise Stopped(75)
+        def check(self, needed_seconds=0.0):
+            self.asked += 1
+            assert self.unsaved == (self.asked > 1)
+            assert needed_seconds >= 2 * Kept.save_seconds
+            if self.asked == calls:
+                raise Stopped(75)
 
     earlier = [(4, 4)] if calls > 4 else []
-    assert run(check_stop=check) == [*earlier, (calls - 1, calls - 1), None]
+    assert run(stopping=After()) == [*earlier, (calls - 1, calls - 1), None]
+
+
+def test_in_the_end_all_is_saved():
+    stopping = Stopping()
+    assert run(stopping=stopping) == [(4, 4), (6, 6), None]
+    assert not stopping.unsaved
 
 
 def test_a_run_can_stop_before_what_follows_a_step():
