@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import re
 import time
 import uuid
@@ -23,6 +24,7 @@ from rljax.host.metrics import read_records
 from rljax.host.provenance import git_commit, versions
 from rljax.host.steps import DamagedError, read_meta, steps_in
 
+FORK = "fork.json"  # in the folder of a run that began as another's
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 
 
@@ -81,10 +83,11 @@ def open_folder(
 
     def opened() -> tuple[list[str], dict[str, Any]]:
         about = {
-            "config": tree,
+            "config": json.loads(json.dumps(tree)),  # to be compared with what was read
             "data": rows,
             "versions": versions(),
             "git": git_commit(Path.cwd()),
+            "forked_from": forked_from(folder),
         }
         if is_new and holds_run(folder):
             raise UserError(f"--resume never: {folder} holds a run; name another run_dir")
@@ -107,6 +110,12 @@ def open_folder(
 def holds_run(folder: Path) -> bool:
     """Whether a run was begun in a folder."""
     return (folder / "config.yaml").exists() or last_meta(folder) is not None
+
+
+def forked_from(folder: Path) -> dict[str, Any] | None:
+    """The run, and its step, that the one in a folder began as; None if it began by itself."""
+    path = folder / FORK
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def last_meta(folder: Path) -> dict[str, Any] | None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rljax.errors import UserError
-from rljax.folder import holds_run
+from rljax.folder import FORK, forked_from, holds_run
 from rljax.host.checkpoint import no_step
 from rljax.host.files import write_whole
 from rljax.host.steps import FROZEN, steps_in
 
-FORK = "fork.json"  # in the folder of a run that began as another's
 RECORDS = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "reference.safetensors")
 
 
@@ -60,8 +59,7 @@ def fork(origin: Origin, folder: Path) -> None:
     Raises ``UserError`` if the folder holds another run, or there is nothing to go on from.
     """
     wanted = {"run": str(origin.run.resolve()), "step": origin.step}
-    if (folder / FORK).exists():
-        told = json.loads((folder / FORK).read_text(encoding="utf-8"))
+    if told := forked_from(folder):
         if told == wanted:
             return
         raise UserError(f"--fork: {folder} was forked from {told['run']}; name another run_dir")

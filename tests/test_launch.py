@@ -141,25 +141,6 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     assert final_state(folder) == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(undisturbed):
-    folder, _ = undisturbed
-    config = (folder / "config.yaml").read_text()
-    run = process(folder, *RUN, "models.policy.mlp_width=48")
-    _, err = run.communicate(timeout=300)
-    assert run.returncode == 2
-    assert err.count("\n") == 1
-    assert "holds a run with another config (models.policy.mlp_width 32 -> 48)" in err
-    assert (folder / "config.yaml").read_text() == config
-    (folder / "config.yaml").rename(folder / "mislaid.yaml")
-    run = process(folder, *RUN, "models.policy.mlp_width=48")
-    _, err = run.communicate(timeout=300)
-    (folder / "mislaid.yaml").rename(folder / "config.yaml")
-    assert run.returncode == 2
-    assert err.count("\n") == 1
-    assert "is of a different model" in err
-    assert "mlp" in err
-
-
 def refused(capsys, *settings: str) -> str:
     """The one line of a command that is refused."""
     assert launch.main([*SETTINGS, "data.prompts_per_step=16", *settings]) == 2

@@ -1,0 +1,200 @@
+"""Going on with a run: from what, with which changes, and what is said of it."""
+
+import json
+import shutil
+
+import pytest
+from commands import records
+from tiny import SETTINGS
+
+from rljax import launch, verify
+from rljax.host.steps import read_meta, steps_in
+
+RUN = [*SETTINGS, "warm_start=null", "checkpoint.every_steps=2", "checkpoint.keep=9"]
+RUN += ["evaluation={prompts: 8, samples: 2, every_steps: 2}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run of four steps."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert launch.main([*RUN, f"run_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def said(capsys, *arguments: str, code: int = 2) -> str:
+    """What a command prints as its error."""
+    capsys.readouterr()
+    assert launch.main([*arguments]) == code
+    return capsys.readouterr().err
+
+
+def events(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def digests_of(folder, step: int) -> dict[str, str]:
+    leaves = read_meta(folder / "checkpoints", step)["leaves"]
+    return {name: leaf["digest"] for name, leaf in leaves.items()}
+
+
+def test_a_checkpoint_says_all_there_is_to_know(finished):
+    meta = read_meta(finished / "checkpoints", 4)
+    assert meta["config"]["algorithm"]["clip_low"] == 0.2
+    assert meta["versions"].keys() >= {"python", "rljax", "jax", "optax"}
+    assert set(meta["data"]) == {"data.train", "data.eval"}
+    assert "git" in meta
+    assert [record["step"] for record in meta["progress"]["evaluations"]] == [0, 2, 4]
+    assert {"step", "key", "opt_state/policy/1/0/count"} <= meta["leaves"].keys()
+
+
+def test_a_finished_run_is_sound(finished, capsys):
+    assert verify.main([str(finished)]) == 0
+    assert "a run here goes on from checkpoints/4" in capsys.readouterr().out
+
+
+def test_another_config_goes_on_only_if_that_is_allowed(run, capsys):
+    error = said(capsys, "--resume", str(run), "steps=6")
+    assert "holds a run with another config (steps 4 -> 6)" in error
+    assert error.count("\n") == 1
+    assert launch.main(["--resume", str(run), "steps=6", "--allow-config-change"]) == 0
+    assert [record["step"] for record in records(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    told = [event["text"] for event in events(run) if event["event"] == "changed"]
+    assert told[0] == "steps 4 -> 6"
+
+
+def test_another_model_is_refused_whatever_is_allowed(run, capsys):
+    error = said(capsys, *RUN, f"run_dir={run}", "models.policy.mlp_width=48")
+    assert "(models.policy.mlp_width 32 -> 48)" in error
+    error = said(
+        capsys, *RUN, f"run_dir={run}", "models.policy.mlp_width=48", "--allow-config-change"
+    )
+    assert "another model, tokenizer or optimizer state" in error
+    assert error.count("\n") == 1
+
+
+def test_another_shaping_state_is_refused_with_its_reason(run, capsys):
+    stage = "shaping.kl.coef={fn: adaptive_kl, target: 0.05}"
+    error = said(capsys, *RUN, f"run_dir={run}", stage, "--allow-config-change")
+    assert "is of a different shaping: shaping/kl" in error
+
+
+def test_other_rows_are_refused(run, capsys):
+    shutil.copy(run / "config.yaml", run.parent / "mine.yaml")
+    error = said(capsys, *RUN, f"run_dir={run}", "data.train.seed=5")
+    assert "data.train.seed" in error
+
+
+def test_a_fork_goes_on_in_a_folder_of_its_own(run, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    forked = tmp_path / "forked"
+    command = ["--fork", str(run / "checkpoints/2"), f"run_dir={forked}", "steps=3"]
+    assert launch.main([*command]) == 0
+    assert "steps 4 -> 3" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert digests_of(forked, 2) == digests_of(run, 2)
+    assert records(forked / "metrics.jsonl")[:2] == records(run / "metrics.jsonl")[:2]
+    assert steps_in(forked / "checkpoints") == [0, 2, 3]
+    assert read_meta(forked / "checkpoints", 3)["forked_from"] == {"run": str(run), "step": 2}
+    assert launch.main([*command]) == 0  # it is there: the same command goes on
+    assert "resuming" not in said(capsys, "--fork", str(run), f"run_dir={forked}")
+    assert "was forked from" in said(capsys, "--fork", str(run), f"run_dir={forked}")
+    assert "holds no step 1" in said(
+        capsys, "--fork", str(run / "checkpoints/1"), f"run_dir={tmp_path / 'other'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--resume", "{run}/checkpoints/2"], "--fork begins a new one from an earlier"),
+        (["--resume", "{run}", "run_dir=elsewhere"], "a run goes on in its own folder"),
+        (["--resume", "{run}/nowhere"], "no run is there"),
+        (["--fork", "{run}/nowhere"], "no run is there"),
+        (["--fork", "{run}", "--resume", "{run}"], "give one of them"),
+        (["--fork", "{run}", "run_dir={run}"], "holds a run; name another run_dir"),
+        (["--resume", "never", "run_dir={run}"], "--resume never: {run} holds a run"),
+        (["run_dir={run}/config.yaml/below"], "cannot write to run_dir"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_ends_in_one_line(run, capsys, arguments, says):
+    given = [argument.format(run=run) for argument in arguments]
+    settings = RUN if given[0].startswith("run_dir") or "never" in given else []
+    error = said(capsys, *settings, *given)
+    assert says.format(run=run) in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    error = said(capsys, *RUN, f"run_dir={run}")
+    assert "has records of 4 steps, but no checkpoint that can be read" in error
+    assert len(records(run / "metrics.jsonl")) == 4
+
+
+def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys):
+    (run / "checkpoints/4/state/manifest.ocdbt").write_bytes(b"")
+    (run / "evaluations.jsonl").unlink()
+    assert launch.main([*RUN, f"run_dir={run}"]) == 0
+    told = [event for event in events(run) if event["event"] == "damaged"]
+    assert [event["step"] for event in told] == [4]
+    assert (run / "set_aside/4").is_dir()
+    assert digests_of(run, 4) == digests_of(finished, 4)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+        assert records(run / name) == records(finished / name)
+    assert verify.main([str(run)]) == 0
+
+
+def test_the_config_is_found_though_its_file_is_gone(run, capsys):
+    (run / "config.yaml").unlink()
+    assert "steps 4 -> 6" in said(capsys, *RUN, f"run_dir={run}", "steps=6")
+    assert launch.main([*RUN, f"run_dir={run}"]) == 0
+
+
+def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path, finished, capsys):
+    folder = tmp_path / "run"
+    error = said(capsys, *RUN, f"run_dir={folder}", "time_limit=0.01", code=75)
+    assert "the time limit is near" in error
+    assert error.endswith(f"rljax: terminated; the same with run_dir={folder} resumes it\n")
+    assert events(folder)[-1]["event"] == "stopped"
+    assert launch.main([*RUN, f"run_dir={folder}"]) == 0
+    assert digests_of(folder, 4) == digests_of(finished, 4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n'), "metrics"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n'), "metrics"),
+        (lambda run: (run / "evaluations.jsonl").write_text('{"step": 0}\n'), "evaluations"),
+        (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
+        (lambda run: (run / "checkpoints/2/meta/metadata").unlink(), "checkpoints/2"),
+        (lambda run: shutil.rmtree(run / "checkpoints/4/state"), "checkpoints/4"),
+        (lambda run: (run / "checkpoints/frozen/state/manifest.ocdbt").unlink(), "frozen"),
+    ],
+)
+def test_verify_names_what_is_damaged(run, capsys, damage, part):
+    damage(run)
+    assert verify.main([str(run)]) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wrong = [event["part"] for event in told if event["event"] == "verify" and not event["sound"]]
+    assert len(wrong) == 1
+    assert part in wrong[0]
+    verdict = told[-1]["text"]
+    if part == "checkpoints/4":
+        assert "goes on from checkpoints/2" in verdict
+    elif part == "frozen":
+        assert "no sound checkpoint" in verdict
+    else:
+        assert "goes on from checkpoints/4" in verdict
+
+
+def test_verify_refuses_what_is_no_run(tmp_path, capsys):
+    assert verify.main([str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
