@@ -16,6 +16,7 @@ from rljax.build import Build
 from rljax.config import Config, read_yaml, resolved
 from rljax.errors import UserError
 from rljax.host.agree import agreed, check_same, is_writer, meet
+from rljax.host.secrets import redacted
 
 MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
@@ -53,7 +54,7 @@ def open_folder(folder: Path, config: Config, built: Build) -> None:
     Raises ``UserError`` if it is of another, cannot be written to, or is not the same folder, with
     the same config and rows, on all processes.
     """
-    tree, rows = resolved(config), hashes_of(built)
+    tree, rows = redacted(resolved(config)), hashes_of(built)
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
     facts = {
         "config": hashlib.sha256(text.encode()).hexdigest(),

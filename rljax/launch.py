@@ -24,8 +24,9 @@ from rljax.folder import run_folder, steps_kept
 from rljax.host.agree import is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
+from rljax.host.secrets import guard_tracebacks, redact, redacted, say
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, Signals, Stopped, TransientError
-from rljax.host.terminal import Terminal
+from rljax.host.terminal import Parser, Terminal
 from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
@@ -34,7 +35,7 @@ DEFAULT_CONFIG = "addition.yaml"
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 2 for anything that the user can put right, 130 if
     it was interrupted, or 75 if the same command is to be started again, which goes on."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rljax.launch",
         usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
         description="Train a language model.",
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             peers.leave(code)
         return code
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return TRY_AGAIN if isinstance(error, TransientError) else 2
 
 
@@ -97,9 +98,10 @@ def dry_run(config: Config, config_path: Path) -> int:
     check_step(built)
     if not is_writer():
         return 0
-    print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
+    tree = redacted(resolved(config))
+    print(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config):
-        print(f"{name:<11} {line}")
+        print(redact(f"{name:<11} {line}"))
     return 0
 
 
@@ -126,7 +128,7 @@ def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
         code = stop.code if isinstance(stop, Stopped) else INTERRUPTED
         if is_writer():
             how = "terminated" if code == TRY_AGAIN else "interrupted"
-            print(f"rljax: {how}; the same with run_dir={folder} resumes it", file=sys.stderr)
+            say(f"{how}; the same with run_dir={folder} resumes it")
         return code
     return 0
 
@@ -147,4 +149,5 @@ def use_compilation_cache() -> None:
 
 
 if __name__ == "__main__":
+    guard_tracebacks()
     sys.exit(main())

@@ -1,8 +1,10 @@
-"""The run's own records: one JSON object per line, appended and never twice."""
+"""The run's own records: one JSON object per line, redacted, appended and never twice."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from rljax.host.secrets import redacted
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -43,4 +45,4 @@ class Records:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(redacted(record)) + "\n"

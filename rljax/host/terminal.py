@@ -1,15 +1,18 @@
-"""What a run says: a progress bar and tables on a terminal, JSON lines anywhere else."""
+"""What a run says: a progress bar and tables on a terminal, JSON lines anywhere else; redacted."""
 
+import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from rljax.host.secrets import redact, redacted
 
 KINDS = ("raw", "shaped")  # of rewards
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
@@ -27,7 +30,7 @@ class Terminal:
     def say(self, event: str, text: str, /, **fields: Any) -> None:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
         if self.rich:
-            self.console.print(text, markup=False)
+            self.console.print(redact(text), markup=False)
         elif not self.quiet:
             self._emit(event, fields or {"text": text})
 
@@ -64,15 +67,15 @@ class Terminal:
         """Of one evaluation."""
         if not self.rich:
             return
-        table = Table("", "", title=title, title_justify="left", show_header=False)
+        table = Table("", "", title=_literal(title), title_justify="left", show_header=False)
         for name, value in figures.items():
-            table.add_row(escape(name), f"{value:.3f}")
+            table.add_row(_literal(name), f"{value:.3f}")
         self.console.print(table)
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
         if not self.rich or not samples:
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=_literal(title), title_justify="left")
         table.add_column("prompt")
         table.add_column("response", overflow="fold")
         for heading in ("tokens", *KINDS):
@@ -88,7 +91,14 @@ class Terminal:
         self.console.print(table)
 
     def _emit(self, event: str, fields: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+        print(json.dumps(redacted({"event": event, **fields})), file=sys.stdout, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line, which a shell may have put secrets into."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
 
 
 class PhaseBar:
@@ -109,5 +119,5 @@ class PhaseBar:
 
 
 def _literal(text: str) -> str:
-    """As a table shows it: no markup, on one line."""
-    return escape(text).replace("\n", "↵")
+    """As a table shows it: no secrets, no markup, on one line."""
+    return escape(redact(text)).replace("\n", "↵")
