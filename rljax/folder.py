@@ -65,6 +65,7 @@ def open_folder(folder: Path, config: Config, built: Build) -> None:
         path = folder / "config.yaml"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            check_links(folder)
             if path.exists():
                 check_same_run(read_yaml(path.read_text(encoding="utf-8")), tree, folder)
             path.write_text(text, encoding="utf-8")
@@ -95,6 +96,17 @@ def _check_rows(folder: Path, training: str) -> None:
             "back, or use another run_dir"
         )
     path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+
+
+def check_links(folder: Path) -> None:
+    """Raises ``UserError`` if a link in a run's folder would have the run write elsewhere."""
+    within = folder.resolve()
+    for path in (path for depth in ("*", "*/*") for path in folder.glob(depth)):
+        if path.is_symlink() and not path.resolve().is_relative_to(within):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, out of the folder of the run, which writes "
+                "nowhere else; put what is there in its place, or link the whole folder"
+            )
 
 
 def check_shared(folder: Path) -> None:

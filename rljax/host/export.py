@@ -120,7 +120,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"cannot export to {folder}: it holds something else than an export; name a new one"
         )
-    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    partial, old = (folder.with_name(f".{folder.name}.rljax-{end}") for end in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -20,7 +20,7 @@ LEAST_CHARACTERS = 8  # of a secret; what is shorter stands everywhere by chance
 NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 SHAPES = (  # what is a secret by its looks, and what takes its place
     (r"(?<=://)([^\s/:@]*):[^\s/]+@", r"\1:[password]@"),
-    (r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&#\s\"'\[]+", r"\1[secret]"),
+    (r"([?&][\w-]*(?i:token|key|secret|password|signature|sig)=)[^&#\s\"'\[]+", r"\1[secret]"),
     (r"\b(Bearer\s+)(?=[^\s\"']*\d)[\w.~+/=-]{16,}", r"\1[secret]"),
     (r"\b(?:hf_|gh[opsur]_|AIza)[A-Za-z0-9_-]{30,}", "[secret]"),
     (r"\b(?:github_pat_|glpat-|xox[a-z]-)[\w-]{20,}", "[secret]"),
