@@ -147,7 +147,8 @@ def _written(out: Path | None, figures: dict[str, Any], samples: list[dict], bui
         with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
             for sample in samples:
                 prompt = built.answering.table.rows[sample["prompt_index"]]["prompt"]
-                file.write(json.dumps(redacted({**sample, "prompt": prompt})) + "\n")
+                record = redacted({**sample, "prompt": prompt}, by_looks=False)
+                file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {out or 'evals/'}: {error.strerror}") from error
     return folder

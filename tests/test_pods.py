@@ -175,7 +175,9 @@ def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
     first, second = pod(tmp_path / "run", *SETTINGS, last="steps=3", host="0.0.0.0")
     code, (listens, line), _ = ended(first, 120)
     assert code == 2
-    assert re.match(r"process 0 listens at \[::\]:\d+ for the others; whoever reaches", listens)
+    assert re.match(
+        r"process 0 listens at \[::\]:\d+ for the others, without a password: ", listens
+    )
     assert ended(second, 120) == (2, [line], "")
     assert line.startswith(
         "rljax: error: process 1: this process has another config than process 0; "

@@ -145,8 +145,8 @@ class Peers:
     def _say_listening(self, address: str) -> None:
         if not is_loopback(address):
             self._say(
-                f"process 0 listens at {address} for the others; whoever reaches that port can "
-                "disturb the run: keep it within a network that you trust"
+                f"process 0 listens at {address} for the others, without a password: keep that "
+                "port within a network that you trust"
             )
 
     def _say(self, text: str) -> None:

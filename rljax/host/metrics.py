@@ -45,4 +45,4 @@ class Records:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(redacted(record)) + "\n"
+    return json.dumps(redacted(record, by_looks=False)) + "\n"

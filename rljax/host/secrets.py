@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,8 +22,8 @@ SHAPES = (  # what is a secret by its looks, and what takes its place
     (r"(?<=://)([^\s/:@]*):[^\s/]+@", r"\1:[password]@"),
     (r"([?&][\w-]*(?i:token|key|secret|password|signature|sig)=)[^&#\s\"'\[]+", r"\1[secret]"),
     (r"\b(Bearer\s+)(?=[^\s\"']*\d)[\w.~+/=-]{16,}", r"\1[secret]"),
-    (r"\b(?:hf_|gh[opsur]_|AIza)[A-Za-z0-9_-]{30,}", "[secret]"),
-    (r"\b(?:github_pat_|glpat-|xox[a-z]-)[\w-]{20,}", "[secret]"),
+    (r"\b(?:hf_|gh[opsur]_)[A-Za-z0-9]{30,}", "[secret]"),
+    (r"\b(?:github_pat_|glpat-|xox[abeoprs]-|AIza)[\w-]{20,}", "[secret]"),
     (r"\bsk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}", "[secret]"),
     (r"\bA[KS]IA[A-Z0-9]{16}\b", "[secret]"),
     (r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", r"[\1]"),
@@ -43,14 +43,19 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return _hider(environment)(text)
 
 
-def redacted(tree: Any, environment: Mapping[str, str] = os.environ) -> Any:
+def redacted(
+    tree: Any, environment: Mapping[str, str] = os.environ, *, by_looks: bool = True
+) -> Any:
     """A tree of plain data, such as a resolved config, with every text in it redacted, the names
     of its keys included, and every number that a variable holds.
+
+    Args:
+      by_looks: also what only looks like a secret, which prompts and responses may well hold.
 
     >>> redacted({"key": [1, "s3cr3t-s3cr3t"]}, {"MY_TOKEN": "s3cr3t-s3cr3t"})
     {'key': [1, '[MY_TOKEN]']}
     """
-    hide = _hider(environment)
+    hide = _hider(environment, by_looks)
 
     def walk(node: Any) -> Any:
         if isinstance(node, str):
@@ -88,18 +93,18 @@ def print_traceback(
     print(redact("".join(lines)), file=sys.stderr, end="", flush=True)
 
 
-def _hider(environment: Mapping[str, str]) -> Callable[[str], str]:
+def _hider(environment: Mapping[str, str], by_looks: bool = True) -> Callable[[str], str]:
     """What redacts by an environment as it is now."""
     pairs = ((name, value.strip()) for name, value in environment.items() if NAMES.search(name))
     found = tuple(pair for pair in pairs if len(pair[1]) >= LEAST_CHARACTERS)
-    return functools.partial(_hide, found)
+    return functools.partial(_hide, found, _SHAPES if by_looks else ())
 
 
-def _hide(found: tuple[tuple[str, str], ...], text: str) -> str:
+def _hide(found: tuple[tuple[str, str], ...], shapes: Iterable, text: str) -> str:
     if found:
         pattern, names = _pattern(found)
         text = pattern.sub(lambda match: f"[{names[match[0]]}]", text)
-    for pattern, given in _SHAPES:
+    for pattern, given in shapes:
         text = pattern.sub(given, text)
     return text
 

@@ -95,6 +95,7 @@ def test_what_looks_like_a_secret(text, expected):
     [
         *("http://localhost:8476/x", "https://host/path?tokens=3&max_tokens=4", "me@host:22"),
         *("sk-learn-experiments-with-grpo-2", "hf_hub", "the bearer of thisverylongmessage"),
+        *("hf_internal-testing_tiny-random-LlamaForCausalLM", "https://host/a?b=c"),
         *("runs/0001", "bearer token", "task-0123456789abcdefABCDEF"),
     ],
 )
@@ -125,9 +126,12 @@ def test_lines_and_records_and_command_lines(environment, capsys, tmp_path):
     Terminal().say("news", "", key=VALUE, nested={VALUE: 1})
     assert json.loads(capsys.readouterr().out)["nested"] == {"[MY_TOKEN]": 1}
     records = Records(tmp_path / "metrics.jsonl")
-    records.write({"step": 1, f"rewards/{VALUE}": 0.5})
+    data = "https://me:12345@host/x"  # a record may be of it, which is kept as it is
+    records.write({"step": 1, f"rewards/{VALUE}": 0.5, "prompt": data})
     records.close()
-    assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1, "rewards/[MY_TOKEN]": 0.5}]
+    assert read_records(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "rewards/[MY_TOKEN]": 0.5, "prompt": data}
+    ]
     with pytest.raises(SystemExit):
         Parser(prog="x").parse_args(["--key", VALUE])
     assert capsys.readouterr().err.endswith("unrecognized arguments: --key [MY_TOKEN]\n")
