@@ -5,6 +5,7 @@ import os
 import sys
 
 from rljax import __version__
+from rljax.host.secrets import guard_tracebacks, say
 
 USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
@@ -28,6 +29,7 @@ COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify")
 
 def main() -> int:
     """Dispatches to a subcommand, which alone is imported."""
+    guard_tracebacks()
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
@@ -38,5 +40,5 @@ def main() -> int:
     if command in ("--help", "-h"):
         print(USAGE)
         return 0
-    print(f'rljax: error: unknown command "{command}"\n{USAGE}', file=sys.stderr)
+    say(f'error: unknown command "{command}"\n{USAGE}')
     return 2

@@ -1,8 +1,6 @@
 """``rljax doctor MODEL``: what a model folder is, whether it is supported, and what it takes."""
 
-import argparse
 import contextlib
-import sys
 
 import jax
 from rich.console import Console
@@ -19,6 +17,8 @@ from rljax.host.pretrained import (
     pretrained,
     settle_special_tokens,
 )
+from rljax.host.secrets import redact, say
+from rljax.host.terminal import Parser
 from rljax.host.weights import Weights
 from rljax.models import decoder
 from rljax.models.hf import tensors_of
@@ -28,7 +28,7 @@ FLOAT32, GIB = 4, 2**30
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0 if the model can be trained, else 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rljax doctor", description="Say what a model is, and what training it takes."
     )
     parser.add_argument("model", help="a Hugging Face folder, or a hub id")
@@ -37,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         found = pretrained(find_folder(options.model, "doctor"))
         facts = examine(found)
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
-    table = Table(title=escape(str(found.folder)), show_header=False)
+    table = Table(title=escape(redact(str(found.folder))), show_header=False)
     for name, value in facts.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(redact(value)))
     console = Console()
     console.print(table)
     console.print(memory_table(found))

@@ -4,10 +4,8 @@ Of a config it evaluates the model that training would begin with, of a run fold
 The figures and every response go to a folder, which preferences can be learned from.
 """
 
-import argparse
 import contextlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,9 @@ from rljax.evaluator import Evaluator
 from rljax.export import checkpoints_of
 from rljax.folder import numbered_folder
 from rljax.host.checkpoint import restore_parts
+from rljax.host.secrets import redacted, say
 from rljax.host.steps import FROZEN
-from rljax.host.terminal import Terminal
+from rljax.host.terminal import Parser, Terminal
 from rljax.launch import enough_threads, use_compilation_cache
 from rljax.starts import load_start
 from rljax.train import place
@@ -33,7 +32,7 @@ from rljax.types import TrainState
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rljax eval",
         usage="%(prog)s CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]",
         description="Answer held-out prompts, and judge the answers.",
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         evaluate(**vars(options))
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     return 0
 
@@ -144,12 +143,13 @@ def _written(out: Path | None, figures: dict[str, Any], samples: list[dict], bui
     try:
         folder = numbered_folder("evals") if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(figures, indent=2)
+        text = json.dumps(redacted(figures), indent=2)
         (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
         with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
             for sample in samples:
                 prompt = built.answering.table.rows[sample["prompt_index"]]["prompt"]
-                file.write(json.dumps({**sample, "prompt": prompt}) + "\n")
+                record = redacted({**sample, "prompt": prompt}, by_looks=False)
+                file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {out or 'evals/'}: {error.strerror}") from error
     return folder

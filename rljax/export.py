@@ -1,7 +1,5 @@
 """``rljax export RUN``: a model of a run, from its checkpoint to a Hugging Face folder."""
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ from rljax.errors import UserError
 from rljax.host.checkpoint import restore_parts
 from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
+from rljax.host.secrets import redact, say
 from rljax.host.steps import FROZEN
+from rljax.host.terminal import Parser
 from rljax.models.lora import merge_lora
 from rljax.objective import context_of, make_algorithm, make_shaper, networks_of
 from rljax.roles import Networks, Trees
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rljax export", description="Export a model of a run as a Hugging Face folder."
     )
     parser.add_argument("run", type=Path, help="the run's folder")
@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         role, step = export_run(**vars(options))
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
-    print(f"exported the {role} of step {step} to {options.to}")
+    print(redact(f"exported the {role} of step {step} to {options.to}"))
     return 0
 
 

@@ -22,6 +22,7 @@ from rljax.host.agree import agreed, check_same, is_writer, meet
 from rljax.host.files import write_whole
 from rljax.host.metrics import read_records
 from rljax.host.provenance import git_commit, versions
+from rljax.host.secrets import redacted
 from rljax.host.steps import DamagedError, read_meta, steps_in
 
 FORK = "fork.json"  # in the folder of a run that began as another's
@@ -73,7 +74,7 @@ def open_folder(
     Raises ``UserError`` if it is of another, has lost its checkpoints, cannot be written to, or is
     not the same folder, with the same config and rows, on all processes.
     """
-    tree, rows = resolved(config), hashes_of(built)
+    tree, rows = redacted(resolved(config)), hashes_of(built)
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
     facts = {
         "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -97,6 +98,7 @@ def open_folder(
             _check_nothing_lost(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            check_links(folder)
             write_whole(folder / "config.yaml", text)
         except OSError as error:
             raise UserError(f"cannot write to run_dir {folder}: {error.strerror}") from error
@@ -167,6 +169,17 @@ def hashes_of(built: Build) -> dict[str, str]:
     if built.measuring is not None:
         hashes["data.eval, given"] = built.measuring.table.fingerprint
     return hashes
+
+
+def check_links(folder: Path) -> None:
+    """Raises ``UserError`` if a link in a run's folder would have the run write elsewhere."""
+    within = folder.resolve()
+    for path in (path for depth in ("*", "*/*") for path in folder.glob(depth)):
+        if path.is_symlink() and not path.resolve().is_relative_to(within):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, out of the folder of the run, which writes "
+                "nowhere else; put what is there in its place, or link the whole folder"
+            )
 
 
 def check_shared(folder: Path) -> None:

@@ -27,6 +27,7 @@ from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
 from rljax.host.metrics import Journal
+from rljax.host.secrets import guard_tracebacks, redact, redacted, say
 from rljax.host.stopping import (
     TRY_AGAIN,
     WORDS,
@@ -35,7 +36,7 @@ from rljax.host.stopping import (
     TransientError,
     leave_at_once,
 )
-from rljax.host.terminal import Terminal
+from rljax.host.terminal import Parser, Terminal
 from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
@@ -45,7 +46,7 @@ NEVER = "never"  # as --resume
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 2 for anything that the user can put right, 130 if
     it was interrupted, or 75 if the same command is to be started again, which goes on."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rljax.launch",
         usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
         description="Train a language model.",
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             peers.leave(code)
         return code
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return TRY_AGAIN if isinstance(error, TransientError) else 2
 
 
@@ -144,9 +145,10 @@ def dry_run(config: Config, config_path: Path) -> int:
     check_step(built)
     if not is_writer():
         return 0
-    print(yaml.safe_dump(resolved(config), sort_keys=False, default_flow_style=None, width=100))
+    tree = redacted(resolved(config))
+    print(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100))
     for name, line in describe(built, config):
-        print(f"{name:<11} {line}")
+        print(redact(f"{name:<11} {line}"))
     return 0
 
 
@@ -192,23 +194,19 @@ def run(
                 is_new=options.resume == NEVER,
             )
             if is_writer():
-                terminal.journal = Journal(folder / "events.jsonl", report=say_error)
+                terminal.journal = Journal(folder / "events.jsonl", report=say)
             with built.pool, jax.set_mesh(built.mesh):
                 Run(config, built, folder, opened, terminal, signals).run()
         except Stopped as stop:
             words = f"{WORDS[stop.code]}; {goes_on(folder)}"
             terminal.note("stopped", words, code=stop.code, text=words)
             if is_writer():
-                say_error(words)
+                say(words)
             return stop.code
         except Exception as error:
             terminal.note("error", "", text=f"{type(error).__name__}: {error}")
             raise
     return 0
-
-
-def say_error(text: str) -> None:
-    print(f"rljax: {text}", file=sys.stderr)
 
 
 def goes_on(folder: Path | None) -> str:
@@ -232,4 +230,5 @@ def use_compilation_cache() -> None:
 
 
 if __name__ == "__main__":
+    guard_tracebacks()
     sys.exit(main())

@@ -10,7 +10,6 @@ import functools
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from rljax import resolve
 from rljax.build import Build, build
 from rljax.config import Config, load_config
 from rljax.errors import UserError, nearest
+from rljax.host.secrets import redact, say
+from rljax.host.terminal import Parser
 from rljax.launch import config_and_overrides
 from rljax.planning import (
     CHIPS,
@@ -52,7 +53,7 @@ _MESH = re.compile(rf"{_AXIS}(,{_AXIS})*")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rljax plan",
         usage="%(prog)s [config.yaml] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] "
         "[--search] [--json]",
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return plan(options)
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
 
 
@@ -101,7 +102,7 @@ def plan(options: argparse.Namespace) -> int:
         lines = "\n\n".join("\n".join(plan_lines(one)) for one in plans).splitlines()
     if options.json:
         lines = [json.dumps([as_json(one) for one in plans], indent=2)]
-    print("\n".join(lines))
+    print(redact("\n".join(lines)))
     return 0
 
 
@@ -160,11 +161,7 @@ class Planner:
         devices, compiler = devices_of(self._chip, count)
         config = self._config.model_copy(update={"mesh": sizes})
         built = build(config, self._folder, devices)
-        print(
-            f"rljax: compiling for {count} x {self._chip.name}, {name_sizes(sizes)}: "
-            "a minute or more",
-            file=sys.stderr,
-        )
+        say(f"compiling for {count} x {self._chip.name}, {name_sizes(sizes)}: a minute or more")
         compiled, held = compile_step(built), footprint(built, built.mesh)
         links = seconds_on_links(compiled.collectives, self._chip, count)
         return Plan(

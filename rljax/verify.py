@@ -1,9 +1,7 @@
 """``rljax verify RUN``: whether what lies in the folder of a run is what the run wrote."""
 
-import argparse
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +12,9 @@ from rljax.config import load_config, resolved
 from rljax.errors import UserError
 from rljax.folder import holds_run, last_meta
 from rljax.host.metrics import read_lines
+from rljax.host.secrets import say
 from rljax.host.steps import FROZEN, STATE, DamagedError, check_saved, read_meta, steps_in
-from rljax.host.terminal import Terminal
+from rljax.host.terminal import Parser, Terminal
 
 CHECKPOINTS = ("checkpoints", "best", "warm_start/checkpoints")
 RECORDS = {"metrics.jsonl": "checkpoints", "warm_start/metrics.jsonl": "warm_start/checkpoints"}
@@ -32,7 +31,7 @@ class Finding(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0 if all is sound, 1 if something is not, or 2 for
     anything else that the user can put right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rljax verify",
         description="Check the folder of a run: its config, the digests of its checkpoints, and "
         "that no step is missing from its records, or there twice.",
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         findings = verify(run, progress=terminal.rich)
     except UserError as error:
-        print(f"rljax: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     for part, sound, text in findings:
         verdict = "sound  " if sound else "DAMAGED"

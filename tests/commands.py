@@ -17,12 +17,14 @@ def process(run_dir: Path, *settings: str) -> subprocess.Popen:
     )
 
 
-def pod(run_dir: Path, *settings: str, last: str | None = None) -> list[subprocess.Popen]:
+def pod(
+    run_dir: Path, *settings: str, last: str | None = None, host: str = "localhost"
+) -> list[subprocess.Popen]:
     """Training on two processes of two simulated devices each; the last may have a setting of its
-    own."""
+    own. ``host``: by what name they reach the first."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+        address = f"{host}:{free.getsockname()[1]}"
     flags = "--xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "rljax.launch", *settings, f"run_dir={run_dir}"]
     command += ["--coordinator", address, "--processes", "2", "--process"]

@@ -1,8 +1,10 @@
 """Which folder a run takes, whether the hosts share it, and from where it goes on."""
 
 import pytest
+from tiny import CONFIG
 
 from rljax import folder
+from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.folder import run_folder, steps_kept
 
@@ -17,6 +19,38 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
         folder.check_shared(tmp_path)
     (tmp_path / "there").touch()
     folder.check_shared(tmp_path)
+
+
+def test_a_run_does_not_write_through_a_link_out_of_its_folder(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / "warm_start").mkdir(parents=True)
+    other.mkdir()
+    (run / "checkpoints").mkdir()
+    (run / "best").symlink_to(run / "checkpoints")
+    (tmp_path / "linked").symlink_to(run)
+    for whole in (run, tmp_path / "linked"):  # where the user has put the whole folder
+        folder.check_links(whole)
+    for link, target in (("policy", other), ("warm_start/metrics.partial", other / "absent")):
+        (run / link).symlink_to(target)
+        with pytest.raises(UserError, match=f"{link} is a link to {target}, out of the folder"):
+            folder.check_links(run)
+        (run / link).unlink()
+
+
+def test_a_run_with_another_token_is_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "hashes_of", lambda built: {"training": "rows"})
+    judge = "{fn: verl_reward, function: 'json:loads', reward_kwargs: {key: %s}}"
+
+    def begin(key, *settings):
+        monkeypatch.setenv("MY_API_KEY", key)
+        config = load_config(CONFIG, [f"rewards.judge={judge % key}", *settings])
+        folder.open_folder(tmp_path, config, None)
+
+    begin("can4ry-the-first")
+    assert "key: '[MY_API_KEY]'" in (tmp_path / "config.yaml").read_text()
+    begin("can4ry-the-second")
+    with pytest.raises(UserError, match=r"another config \(seed 0 -> 1\)"):
+        begin("can4ry-the-second", "seed=1")
 
 
 def test_a_bucket_is_no_folder():

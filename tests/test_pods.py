@@ -1,12 +1,15 @@
 """One run on several processes over loopback: as on one, and whatever becomes of them."""
 
+import ipaddress
 import json
+import re
 import signal
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import psutil
 import pytest
 from commands import pod, records
 
@@ -38,10 +41,23 @@ def spread(rollout):
 """
 
 
+JUDGE = """
+import os, pathlib, time
+
+def wait(data_source, solution_str, ground_truth, extra_info, folder):
+    folder = pathlib.Path(folder)
+    (folder / f"asked-{os.getppid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    raise ConnectionError(os.environ["MY_TOKEN"] + " was refused")
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def reward(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rewards")
     (folder / "pod_reward.py").write_text(REWARD)
+    (folder / "pod_judge.py").write_text(JUDGE)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", str(folder), prepend=":")
@@ -122,10 +138,47 @@ def test_two_processes_are_as_one_and_end_together(tmp_path):
     )
 
 
-def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
-    for process in pod(tmp_path / "run", *SETTINGS, last="steps=3"):
-        code, (line,), _ = ended(process, 120)
+def test_what_listens_on_loopback_is_reached_from_nowhere_else(tmp_path, monkeypatch):
+    """While a reward in Python waits, in processes of its own; then its failure ends the run."""
+    monkeypatch.setenv("MY_TOKEN", "can4ry-in-the-mine")
+    judge = {"fn": "verl_reward", "function": "pod_judge:wait", "ground_truth": None}
+    judge |= {"timeout_seconds": 120, "reward_kwargs": {"folder": str(tmp_path)}}
+    rewards = json.dumps({"spread": {"fn": "pod_reward:spread"}, "judge": judge})
+    processes = pod(tmp_path / "run", *SETTINGS, f"rewards={rewards}")
+    try:
+        while len(list(tmp_path.glob("asked-*"))) < 2:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        everyone = [psutil.Process(process.pid) for process in processes]
+        everyone += [child for one in everyone for child in one.children(recursive=True)]
+        assert len(everyone) > 3
+        hosts = [
+            ipaddress.ip_address(connection.laddr.ip.removeprefix("::ffff:"))
+            for one in everyone
+            for connection in one.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert len(hosts) >= 3  # the coordinator, and what each process exchanges over
+        assert [host for host in hosts if not host.is_loopback] == []
+    finally:
+        (tmp_path / "go").touch()
+    for process in processes:
+        code, (line,), out = ended(process, 120)
         assert code == 2
-        assert line.startswith(
-            "rljax: error: process 1: this process has another config than process 0; "
-        )
+        assert "ConnectionError: [MY_TOKEN] was refused" in line
+        assert "can4ry" not in line + out
+
+
+def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
+    """Process 0 listens at all addresses, as the others reach it at one that is not loopback, and
+    has said so before."""
+    first, second = pod(tmp_path / "run", *SETTINGS, last="steps=3", host="0.0.0.0")
+    code, (listens, line), _ = ended(first, 120)
+    assert code == 2
+    assert re.match(
+        r"process 0 listens at \[::\]:\d+ for the others, without a password: ", listens
+    )
+    assert ended(second, 120) == (2, [line], "")
+    assert line.startswith(
+        "rljax: error: process 1: this process has another config than process 0; "
+    )

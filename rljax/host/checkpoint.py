@@ -7,7 +7,6 @@ written once, beside the steps. Every leaf has a digest, which is compared when 
 import contextlib
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxtyping import PyTree
 from rljax.errors import UserError
 from rljax.host.agree import agreed, is_writer, largest, meet
 from rljax.host.digests import digests
+from rljax.host.secrets import say
 from rljax.host.steps import (
     FROZEN,
     META,
@@ -223,7 +223,7 @@ def restore_parts(
     state: dict[str, PyTree],
     frozen: dict[str, PyTree],
     frozen_folder: Path | None = None,
-    report: Callable[[str], None] = lambda line: print(f"rljax: {line}", file=sys.stderr),
+    report: Callable[[str], None] = say,
 ) -> tuple[int, dict[str, PyTree]]:
     """Some fields of the state in a checkpoint, and ``frozen``; and the checkpoint's step.
 

@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from rljax.host.secrets import redact
+
 BLUE, ORANGE, GREEN = "#1f77b4", "#ff7f0e", "#2ca02c"
 
 
@@ -112,7 +114,7 @@ def draw_curves(
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(redact(title))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

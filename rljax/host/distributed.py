@@ -8,6 +8,7 @@ the process from C++, where nothing is left to do but to say so.
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
 import signal
@@ -15,8 +16,7 @@ import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -25,6 +25,7 @@ from rljax.errors import UserError
 from rljax.host.agree import meet
 from rljax.host.chatter import Chatter
 from rljax.host.cluster import Place
+from rljax.host.secrets import print_traceback, redact
 from rljax.host.stopping import INTERRUPTED, TRY_AGAIN, TransientError
 
 JOIN_SECONDS = 300  # that a process waits for the others to start
@@ -32,6 +33,8 @@ SILENT_SECONDS = 10  # of these, after which it says so
 HEARTBEAT_SECONDS = 15  # without a sign of life, after which a process is lost
 GRACE_SECONDS = 2  # for what was said to be heard
 LISTEN_MILLISECONDS = 10**9
+LOOPBACK = "127.0.0.1"
+BIND_ADDRESS = "JAX_COORDINATOR_BIND_ADDRESS"
 COORDINATION = b"coordination"  # in what JAX prints before it aborts for the loss of a process
 END = "rljax/end"  # the entry of the process that ends first: which, why, and its exit code
 LOST = (  # in an error of the runtime: signs that another process went away
@@ -63,6 +66,8 @@ class Peers:
             self._chatter.restore()
             raise
         self._index, self._joined = jax.process_index(), True
+        if place.coordinator is None and self._index == 0:
+            self._say_listening(listening_address(_coordinator()))
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -96,15 +101,19 @@ class Peers:
             if isinstance(part, jax.errors.JaxRuntimeError) and is_of_loss(str(part)):
                 time.sleep(GRACE_SECONDS)  # the process that is gone may have said why
                 self._lost(str(part).partition("\n")[0])
-        traceback.print_exception(error)
+        print_traceback(kind, error, trace)
         self.end(f"{type(error).__name__}: {error}".partition("\n")[0], 1)
 
     def _join(self) -> None:
         place = self._place
-        if place.coordinator and place.process == 0:
-            check_free(place.coordinator)
+        bind_address = place.coordinator and listening_address(place.coordinator)
+        if bind_address and place.process == 0:
+            check_free(bind_address)
+            self._say_listening(bind_address)
         elif place.coordinator and place.process:
             self._reach(place.coordinator)
+        if place.coordinator and is_loopback(place.coordinator):
+            _exchange_on_loopback()
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
         waiting = threading.Timer(SILENT_SECONDS, self._say_waiting)
         waiting.daemon = True
@@ -113,6 +122,7 @@ class Peers:
             with _interruptible():
                 jax.distributed.initialize(
                     coordinator_address=place.coordinator,
+                    coordinator_bind_address=bind_address,
                     num_processes=None if place.process is None else place.processes,
                     process_id=place.process,
                     cluster_detection_method=place.method,
@@ -130,8 +140,17 @@ class Peers:
             jax.config.update("jax_rocm_visible_devices", "all")
 
     def _say_waiting(self) -> None:
-        text = f"{self._name()} waits for others to join, for {self._join_seconds} s at most"
-        self._chatter.pass_on(f"{text}\n".encode())
+        self._say(f"{self._name()} waits for others to join, for {self._join_seconds} s at most")
+
+    def _say_listening(self, address: str) -> None:
+        if not is_loopback(address):
+            self._say(
+                f"process 0 listens at {address} for the others, without a password: keep that "
+                "port within a network that you trust"
+            )
+
+    def _say(self, text: str) -> None:
+        self._chatter.pass_on(f"{redact(text)}\n".encode())
 
     def _reach(self, address: str) -> None:
         """Waits until process 0 listens; JAX itself would abort in the end."""
@@ -180,7 +199,7 @@ class Peers:
     def _tell(self, line: str, code: int) -> None:
         client = _client()
         if client is not None:
-            message = {"process": self._index, "line": line, "code": code}
+            message = {"process": self._index, "line": redact(line), "code": code}
             with contextlib.suppress(RuntimeError):  # another has told already
                 client.key_value_set(END, json.dumps(message))
 
@@ -196,7 +215,7 @@ class Peers:
             time.sleep(2 * GRACE_SECONDS)  # while another thread ends the process
         if code != TRY_AGAIN:  # else it tells of the loss of a process, at length
             self._chatter.pass_on(self._chatter.take())
-        self._chatter.pass_on(f"rljax: error: {line}\n".encode())
+        self._say(f"rljax: error: {line}")
         time.sleep(GRACE_SECONDS if self._index == 0 else 0)  # it keeps what it and others told
         self._exit(code)
 
@@ -229,11 +248,40 @@ class Peers:
             self._last_words(f"{self._name()} {waited}", TRY_AGAIN)
 
 
+def listening_address(coordinator: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Where process 0 listens, host:port: on loopback alone if that is where the others reach it,
+    else on all addresses of its host, unless the environment names one.
+
+    >>> listening_address("127.0.0.1:8476", {}), listening_address("10.0.0.2:8476", {})
+    ('127.0.0.1:8476', '[::]:8476')
+    """
+    if named := environment.get(BIND_ADDRESS):
+        return named
+    return coordinator if is_loopback(coordinator) else f"[::]:{coordinator.rpartition(':')[2]}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port is reached from its own host alone.
+
+    >>> is_loopback("localhost:8476"), is_loopback("[::1]:8476"), is_loopback("[::]:8476")
+    (True, True, False)
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name; a host's own may lead to loopback there, and not elsewhere
+        return host == "localhost"
+
+
 def check_free(address: str) -> None:
     """Raises ``TransientError`` if process 0 cannot listen at host:port, its own."""
-    port = int(address.rpartition(":")[2])
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if host == "::":  # all addresses, which a host without IPv6 has too
+        host, family = "", socket.AF_INET
     try:
-        socket.create_server(("", port)).close()
+        socket.create_server((host, int(port)), family=family).close()
     except OSError as error:
         raise TransientError(
             f"process 0 cannot listen at {address}: {os.strerror(error.errno)}; unless a run that "
@@ -263,6 +311,35 @@ def is_of_loss(error: str) -> bool:
     """
     error = error.lower()
     return any(sign in error for sign in LOST) and not error.startswith(OWN)
+
+
+def _exchange_on_loopback() -> None:
+    """Has CPUs exchange over loopback, where Gloo else takes the address of the host's name."""
+    # Private: JAX has no setting for it. Without it they listen where that name leads.
+    try:
+        from jax._src import xla_bridge
+        from jax._src.lib import _jax
+
+        gloo, make_client = _jax.make_gloo_tcp_collectives, xla_bridge.make_cpu_client
+        register = xla_bridge.register_backend_factory
+    except (ImportError, AttributeError):
+        return
+
+    def make():
+        if jax.config.jax_cpu_collectives_implementation != "gloo":
+            return make_client()
+        return make_client(gloo(distributed_client=_client(), hostname=LOOPBACK))
+
+    register("cpu", make, fail_quietly=False)
+
+
+def _coordinator() -> str:
+    """host:port of process 0, as JAX found it out."""
+    try:
+        from jax._src import distributed
+    except ImportError:
+        return "?:?"
+    return getattr(distributed.global_state, "coordinator_address", None) or "?:?"
 
 
 def _client() -> Any:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from rljax import __version__
 from rljax.errors import UserError
 from rljax.host.agree import is_writer
+from rljax.host.secrets import redact, redacted
 from rljax.host.weights import export_tensors, whole
 from rljax.models.config import LoRA
 from rljax.models.families import Architecture, class_name
@@ -95,7 +96,7 @@ def export_adapters(
     with _whole(folder) as partial:
         tensors = dict(adapter_tensors(adapters, decoder, hf.model_type))
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = peft_config(lora, decoder, hf.model_type, base)
+        config = redacted(peft_config(lora, decoder, hf.model_type, base))
         (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
         _save_texts(partial, tokenizer, card)
 
@@ -119,7 +120,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"cannot export to {folder}: it holds something else than an export; name a new one"
         )
-    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    partial, old = (folder.with_name(f".{folder.name}.rljax-{end}") for end in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -143,7 +144,7 @@ def _is_export(folder: Path) -> bool:
 
 def _save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     tokenizer.save_pretrained(folder)
-    (folder / CARD).write_text(f"{HEADER}{card}", encoding="utf-8")
+    (folder / CARD).write_text(f"{HEADER}{redact(card)}", encoding="utf-8")
 
 
 def _ids(tokenizer, eos_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run's own records: one JSON object per line, appended and never twice."""
+"""The run's own records: one JSON object per line, redacted, appended and never twice."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rljax.host.files import Appending, write_whole
+from rljax.host.secrets import redacted
 
 
 class Line(NamedTuple):
@@ -100,4 +101,4 @@ def _record(text: str) -> dict[str, Any] | None:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(redacted(record, by_looks=False)) + "\n"

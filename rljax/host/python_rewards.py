@@ -1,7 +1,6 @@
 """What rewards in Python say of a rollout, as columns of its extras."""
 
 import reprlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from rljax.errors import UserError
 from rljax.host.pool import Job, RewardPool
 from rljax.host.rows import held_first, local, placed
+from rljax.host.secrets import redact, say
 from rljax.rewards.python import PythonReward
 from rljax.signatures import Failure, Outcome, Response
 from rljax.types import PYTHON_REWARD, ROW, Rollout
@@ -21,16 +21,12 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # characters of a prompt or a response in a message
 
 
-def _say(line: str) -> None:
-    print(f"rljax: {line}", file=sys.stderr)
-
-
 def make_scorer(
     rewards: Mapping[str, PythonReward],
     rows: list[dict[str, Any]],
     tokenizer,
     pool: RewardPool,
-    report: Callable[[str], None] = _say,
+    report: Callable[[str], None] = say,
 ) -> Callable[[Rollout], Rollout]:
     """rollout -> rollout with a column of every reward, ``PYTHON_REWARD`` and its name, in its
     extras: float32 [B], NaN where it failed, −inf where it does not apply.
@@ -131,9 +127,11 @@ def _describe(
     first = failed[0]
     prompt = asked[first].row["prompt"]
     prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    # Redacted first: a secret cut short is not found.
+    short = [SHORT.repr(redact(text)) for text in (prompt, asked[first].text)]
     return (
         f"{line}; the first: {outcomes[first]}, on row {index[first] + 1} of the data, prompt "
-        f"{SHORT.repr(prompt)}, response {SHORT.repr(asked[first].text)}"
+        f"{short[0]}, response {short[1]}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from rljax.errors import UserError
 from rljax.host.agree import is_writer, largest
+from rljax.host.secrets import say
 
 INTERRUPTED = 130  # as shells have it
 TRY_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from here
@@ -116,7 +117,7 @@ class Signals(Stopping):
         if first or again:
             if is_writer():
                 before = f"{why}: " if why else ""
-                print(f"rljax: {before}stopping after this step{again}", file=sys.stderr)
+                say(f"{before}stopping after this step{again}")
             threading.Thread(target=self._lose_patience, args=(code,), daemon=True).start()
 
     def _lose_patience(self, code: int) -> None:
@@ -128,6 +129,6 @@ class Signals(Stopping):
 
 def leave_at_once(words: str, code: int) -> NoReturn:
     """Ends the process, whatever its other threads do."""
-    print(f"rljax: {words}", file=sys.stderr, flush=True)
+    say(words)
     sys.stdout.flush()
     os._exit(code)

@@ -1,10 +1,11 @@
-"""What a run says: a progress bar and tables on a terminal, JSON lines anywhere else."""
+"""What a run says: a progress bar and tables on a terminal, JSON lines anywhere else; redacted."""
 
+import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rljax.host.metrics import Journal
+from rljax.host.secrets import redact, redacted
 
 KINDS = ("raw", "shaped")  # of rewards
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
@@ -31,14 +33,14 @@ class Terminal:
         """One line of news: ``text`` for a person, ``event`` and ``fields`` for a machine."""
         self.note(event, text, **fields)
         if self.rich:
-            self.console.print(text, markup=False)
+            self.console.print(redact(text), markup=False)
         else:
             self.emit(event, fields or {"text": text})
 
     def note(self, event: str, text: str, /, **fields: Any) -> None:
         """Into the journal only."""
         if self.journal is not None:
-            self.journal.write(event, fields or {"text": text})
+            self.journal.write(event, redacted(fields or {"text": text}))
 
     @contextlib.contextmanager
     def phase(self, name: str, steps: int, done: int) -> Iterator["PhaseBar"]:
@@ -73,15 +75,15 @@ class Terminal:
         """Of one evaluation."""
         if not self.rich:
             return
-        table = Table("", "", title=title, title_justify="left", show_header=False)
+        table = Table("", "", title=_literal(title), title_justify="left", show_header=False)
         for name, value in figures.items():
-            table.add_row(escape(name), f"{value:.3f}")
+            table.add_row(_literal(name), f"{value:.3f}")
         self.console.print(table)
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
         if not self.rich or not samples:
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=_literal(title), title_justify="left")
         table.add_column("prompt")
         table.add_column("response", overflow="fold")
         for heading in ("tokens", *KINDS):
@@ -99,7 +101,14 @@ class Terminal:
     def emit(self, event: str, fields: dict[str, Any]) -> None:
         """A line for a machine."""
         if not self.quiet:
-            print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+            print(json.dumps(redacted({"event": event, **fields})), file=sys.stdout, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line, which a shell may have put secrets into."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
 
 
 class PhaseBar:
@@ -121,5 +130,5 @@ class PhaseBar:
 
 
 def _literal(text: str) -> str:
-    """As a table shows it: no markup, on one line."""
-    return escape(text).replace("\n", "↵")
+    """As a table shows it: no secrets, no markup, on one line."""
+    return escape(redact(text)).replace("\n", "↵")

@@ -5,6 +5,7 @@ Nothing larger than one tensor passes through the host's memory on its way.
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from rljax.trees import find
 from rljax.types import Array, Params
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"[^/\\:]+\.safetensors")  # a name of a file, which leads nowhere else
 SHARD_BYTES = 5 * 10**9  # of an exported file, at most
 NO_MESH = Mesh(np.empty((), object), ())
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -48,9 +50,15 @@ class Weights:
         if (self.folder / INDEX).exists():
             try:
                 index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-                return {str(name) for name in index["weight_map"].values()}
+                names = {str(name) for name in index["weight_map"].values()}
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{self.folder / INDEX} is no index of weights") from error
+            for name in sorted(names):
+                if not SHARD.fullmatch(name):
+                    raise UserError(
+                        f"{self.folder / INDEX} names {name!r}; only safetensors beside it are read"
+                    )
+            return names
         pickled = sorted(path.name for path in self.folder.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
         raise UserError(f"{self.folder} holds no {SINGLE} and no {INDEX}{hint}")

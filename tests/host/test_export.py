@@ -185,7 +185,7 @@ def test_an_export_is_replaced_whole(tmp_path):
     """Nothing of the one before stays, nor of one that was cut off."""
     folder = export(tmp_path / "policy", dtype="float16")
     (folder / "model-00001-of-00002.safetensors").touch()
-    cut_off = tmp_path / "policy.partial"
+    cut_off = tmp_path / ".policy.rljax-partial"
     cut_off.mkdir()
     (cut_off / "config.json").touch()
     (cut_off / "more.json").touch()
@@ -244,6 +244,16 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         export(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "the only copy"
+
+
+def test_folders_beside_it_that_are_not_ours_stay(tmp_path):
+    others = [tmp_path / f"policy{end}" for end in (".partial", ".old")]
+    for other in others:
+        other.mkdir()
+        (other / "notes.txt").touch()
+    export(tmp_path / "policy")
+    export(tmp_path / "policy")
+    assert all((other / "notes.txt").exists() for other in others)
 
 
 def adapted(model_type="llama", **keywords):

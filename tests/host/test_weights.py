@@ -182,6 +182,20 @@ def test_a_damaged_index_is_named(tmp_path, text):
         Weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["../{}", "{folder}/{}", "inner/../../{}", "..\\{}", "inner/{}", "weights.bin"]
+)
+def test_an_index_leads_to_no_other_folder_and_no_other_format(tmp_path, name):
+    folder, file = tmp_path / "model", "secret.safetensors"
+    (folder / "inner").mkdir(parents=True)
+    for place in (tmp_path, folder / "inner"):
+        save_file({"x": np.zeros(1, np.float32)}, place / file)
+    named = name.format(file, folder=tmp_path)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": named}}))
+    with pytest.raises(UserError, match="only safetensors beside it are read"):
+        Weights(folder)
+
+
 def test_a_shard_that_is_missing_is_named(tmp_path):
     export(tmp_path, shard_bytes=6_000)
     gone = sorted(tmp_path.glob("*.safetensors"))[1]
