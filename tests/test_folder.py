@@ -1,5 +1,7 @@
 """Which folder a run takes, whether the hosts share it, and from where it goes on."""
 
+import json
+
 import pytest
 from tiny import CONFIG
 
@@ -7,6 +9,7 @@ from rljax import folder
 from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.folder import run_folder, steps_kept
+from rljax.host.steps import sealed
 
 
 def test_a_folder_that_the_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
@@ -38,17 +41,20 @@ def test_a_run_does_not_write_through_a_link_out_of_its_folder(tmp_path):
 
 
 def test_a_run_with_another_token_is_the_same_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "hashes_of", lambda built: {"training": "rows"})
+    monkeypatch.setattr(folder, "hashes_of", lambda built: {"data.train": "rows"})
     judge = "{fn: verl_reward, function: 'json:loads', reward_kwargs: {key: %s}}"
 
     def begin(key, *settings):
         monkeypatch.setenv("MY_API_KEY", key)
         config = load_config(CONFIG, [f"rewards.judge={judge % key}", *settings])
-        folder.open_folder(tmp_path, config, None)
+        return folder.open_folder(tmp_path, config, None)
 
-    begin("can4ry-the-first")
+    opened = begin("can4ry-the-first")
     assert "key: '[MY_API_KEY]'" in (tmp_path / "config.yaml").read_text()
-    begin("can4ry-the-second")
+    (tmp_path / "checkpoints/3/meta").mkdir(parents=True)
+    meta = sealed({"step": 3, **opened.about})
+    (tmp_path / "checkpoints/3/meta/metadata").write_text(json.dumps(meta))
+    assert begin("can4ry-the-second").changed == []
     with pytest.raises(UserError, match=r"another config \(seed 0 -> 1\)"):
         begin("can4ry-the-second", "seed=1")
 
