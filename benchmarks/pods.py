@@ -6,23 +6,28 @@ elsewhere; and what becomes of a run of two processes when one is killed, at eve
 
 import argparse
 import contextlib
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.processes import (
+    PATIENCE_SECONDS,
+    count_lines,
+    finish,
+    head,
+    log,
+    records,
+    row,
+    running,
+    until,
+)
+
 STEPS, HALF = 24, 12
 SETTINGS = [
     "models.policy={fn: llama, layers: 1, width: 16, heads: 2, mlp_width: 16, rope_base: 100}",
@@ -40,7 +45,6 @@ SETTINGS = [
     "checkpoint={every_steps: 1, keep: 100}",
 ]
 HOLD, SCORING, SCORED = Path("hold"), Path("scoring"), Path("scored")  # in the working directory
-PATIENCE_SECONDS = 600
 
 
 def score(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -65,12 +69,12 @@ def main() -> None:
 
 def meshes() -> None:
     """The same run, spread in three ways."""
-    _head("processes x devices", "same tokens", "losses", "parameters", "seconds")
+    head("processes x devices", "same tokens", "losses", "parameters", "seconds")
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
         began = time.monotonic()
-        _finish(Path(f"{processes}x{devices}"), processes, devices)
+        finish(Path(f"{processes}x{devices}"), SETTINGS, processes, devices)
         seconds = f"{time.monotonic() - began:.0f}"
-        _row(
+        row(
             f"{processes} x {devices}",
             *_apart(Path("1x8"), Path(f"{processes}x{devices}")),
             seconds,
@@ -81,27 +85,27 @@ def resumed() -> None:
     """From the middle of a run on 2 x 4, elsewhere."""
     whole = Path("2x4")
     if not whole.exists():
-        _finish(whole, 2, 4)
-    _head("2 x 4, then", "same tokens", "losses", "parameters")
+        finish(whole, SETTINGS, 2, 4)
+    head("2 x 4, then", "same tokens", "losses", "parameters")
     for processes, devices in ((1, 1), (1, 8), (4, 2), (2, 4)):
         folder = Path(f"then-{processes}x{devices}")
         shutil.copytree(whole, folder)
         for path in folder.glob("checkpoints/[0-9]*"):
             if int(path.name) > HALF:
                 shutil.rmtree(path)
-        _finish(folder, processes, devices)
-        _row(f"{processes} x {devices}", *_apart(whole, folder))
+        finish(folder, SETTINGS, processes, devices)
+        row(f"{processes} x {devices}", *_apart(whole, folder))
 
 
 def killed() -> None:
     """A run that loses a process again and again, and one that is left alone."""
     alone, folder = Path("alone"), Path("killed")
-    _finish(alone, 2, 2)
-    _head("killed", "while", "ended after", "code", "said")
+    finish(alone, SETTINGS, 2, 2)
+    head("killed", "while", "ended after", "code", "said")
     for victim in (0, 1):
         for phase, reached in PHASES.items():
-            with _running(folder, 2, 2) as processes:
-                reached(folder, _lines(folder), processes)
+            with running(folder, SETTINGS, 2, 2) as processes:
+                reached(folder, count_lines(folder / "metrics.jsonl"), processes)
                 processes[victim].kill()
                 began = time.monotonic()
                 code = processes[1 - victim].wait(PATIENCE_SECONDS)
@@ -109,41 +113,46 @@ def killed() -> None:
             HOLD.unlink(missing_ok=True)
             said = [
                 line.removeprefix("rljax: error: ")
-                for line in _log(folder, 1 - victim, "err").read_text().splitlines()
+                for line in log(folder, 1 - victim, "err").read_text().splitlines()
                 if line.startswith("rljax: ")
             ]
-            _row(f"process {victim}", phase, seconds, code, " / ".join(said))
-    _finish(folder, 2, 2)
+            row(f"process {victim}", phase, seconds, code, " / ".join(said))
+    finish(folder, SETTINGS, 2, 2)
     same, losses, params = _apart(alone, folder)
-    _row("", "left alone: the end of it", f"tokens {same}", f"losses {losses}", f"params {params}")
+    row("", "left alone: the end of it", f"tokens {same}", f"losses {losses}", f"params {params}")
 
 
 def _compiling(folder, done, processes) -> None:
-    _until(lambda: '"program": "train"' in _log(folder, 0, "out").read_text(), processes)
+    until(lambda: '"program": "train"' in log(folder, 0, "out").read_text(), processes)
     time.sleep(0.3)
 
 
 def _sampling(folder, done, processes) -> None:
-    _until(lambda: _lines(folder) > done, processes)  # the next step begins
+    until(lambda: count_lines(folder / "metrics.jsonl") > done, processes)  # the next step begins
 
 
 def _scoring(folder, done, processes) -> None:
-    _until(lambda: _lines(folder) > done, processes)
+    until(lambda: count_lines(folder / "metrics.jsonl") > done, processes)
     SCORING.unlink(missing_ok=True)
     HOLD.touch()
-    _until(SCORING.exists, processes)
+    until(SCORING.exists, processes)
 
 
 def _updating(folder, done, processes) -> None:
     _scoring(folder, done, processes)
     SCORED.unlink(missing_ok=True)
     HOLD.unlink()
-    _until(SCORED.exists, processes)
+    until(SCORED.exists, processes)
     time.sleep(0.01)
 
 
 def _saving(folder, done, processes) -> None:
-    _until(lambda: _lines(folder) > done and any(folder.glob("checkpoints/*tmp*")), processes)
+    until(
+        lambda: (
+            count_lines(folder / "metrics.jsonl") > done and any(folder.glob("checkpoints/*tmp*"))
+        ),
+        processes,
+    )
 
 
 # How the start of a run that had recorded some steps is followed to each phase.
@@ -156,59 +165,10 @@ PHASES: dict[str, Callable[[Path, int, list], None]] = {
 }
 
 
-def _start(folder: Path, processes: int, devices: int) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-    }
-    command = [sys.executable, "-m", "rljax.launch", *SETTINGS, f"run_dir={folder}"]
-    several = ["--coordinator", address, "--processes", str(processes), "--process"]
-    return [
-        subprocess.Popen(
-            [*command, *([*several, str(index)] if processes > 1 else [])],
-            env=environment,
-            stdout=_log(folder, index, "out").open("w"),
-            stderr=_log(folder, index, "err").open("w"),
-        )
-        for index in range(processes)
-    ]
-
-
-@contextlib.contextmanager
-def _running(folder: Path, processes: int, devices: int) -> Iterator[list[subprocess.Popen]]:
-    """Ended, whatever becomes of them."""
-    started = _start(folder, processes, devices)
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-
-
-def _finish(folder: Path, processes: int, devices: int) -> None:
-    with _running(folder, processes, devices) as started:
-        codes = [process.wait(PATIENCE_SECONDS) for process in started]
-    if any(codes):
-        sys.exit(f"{folder}: codes {codes}; {_log(folder, 0, 'err').read_text()}")
-
-
-def _until(true: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
-    while not true():
-        if any(process.poll() is not None for process in processes):
-            sys.exit("a process ended before it could be killed")
-        time.sleep(0.002)
-
-
 def _apart(one: Path, other: Path) -> tuple[str, str, str]:
     """Whether two runs sampled the same, and how far their losses and parameters are apart."""
     pairs = [
-        (_records(folder / "metrics.jsonl"), _records(folder / "samples.jsonl"))
+        (records(folder / "metrics.jsonl"), records(folder / "samples.jsonl"))
         for folder in (one, other)
     ]
     (losses, texts), (other_losses, other_texts) = pairs
@@ -228,30 +188,6 @@ def _apart(one: Path, other: Path) -> tuple[str, str, str]:
 
 def _size(distance: float) -> str:
     return "bitwise" if distance == 0 else f"{distance:.1e}"
-
-
-def _records(path: Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
-
-
-def _lines(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def _log(folder: Path, index: int, kind: str) -> Path:
-    return Path(f"{folder.name}.{kind}{index}")
-
-
-def _head(*cells: str) -> None:
-    print()
-    _row(*cells)
-    _row(*("---",) * len(cells))
-
-
-def _row(*cells: Any) -> None:
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":
