@@ -206,7 +206,7 @@ class MathAnswer:
         return [float(verify(gold, parse(response.text), timeout_seconds=None))]
 
 
-Call = Verl | Trl | MathAnswer  # one value for each response
+Call = Verl | Trl | MathAnswer  # of responses, with one value for each
 
 
 def number(value: Any) -> float:

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -69,6 +70,17 @@ class Liar:
         raise RuntimeError
 
 
+class FromAfar:
+    """In a row, it can be sent, but not be made anew on arrival."""
+
+    def __reduce__(self):
+        return lost, ()
+
+
+def lost():
+    raise LookupError("where am I?")
+
+
 def spin():
     while True:
         pass
@@ -91,10 +103,9 @@ def fill_with_small():
 
 
 def threads():
-    """Forty of them have need of little, but reserve much."""
-    import threading
-
-    started = [threading.Thread(target=lambda: bytearray(1000)) for _ in range(40)]
+    """Forty at once have need of little, but would reserve much."""
+    met = threading.Barrier(40)
+    started = [threading.Thread(target=lambda: (bytearray(1000), met.wait())) for _ in range(40)]
     for thread in started:
         thread.start()
     for thread in started:
@@ -124,9 +135,13 @@ def linger():
     return 1.0
 
 
+def linger_and_leave():
+    linger()
+    os._exit(3)
+
+
 def return_twice():
-    os.fork()
-    return 1.0
+    return 1.0 if os.fork() else 2.0
 
 
 def move():
@@ -252,6 +267,12 @@ CASES = [
     Case("floods standard output", flood, 1.0),
     Case("closes standard output", close_outputs, 1.0),
     Case("leaves a process behind", linger, 1.0),
+    Case(
+        "leaves a process behind, and its own",
+        linger_and_leave,
+        "its process died (exit code 3)",
+        seconds=5.0,
+    ),
     Case("forks and returns twice", return_twice, 1.0),
     Case("changes folder, environment, path and outputs", move, 1.0),
     Case("leaves an alarm", alarm, 1.0),

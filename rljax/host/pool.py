@@ -178,9 +178,7 @@ class _Worker:
                 raise EOFError  # a process that it has left behind keeps the pipe open
         except (EOFError, OSError, ValueError):
             self.end(END_SECONDS)
-            code = self.process.exitcode
-            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return Failure(f"its process died ({cause})")
+            return Failure(f"its process died ({_cause(self.process.exitcode)})")
         busy = self.at is not None or not self.ready
         if busy and time.monotonic() - self._since > self._seconds:
             self.end()
@@ -195,15 +193,31 @@ class _Worker:
     def end(self, patience_seconds: float = 0.0) -> None:
         """Ends it with all that it has started, even in the middle of C code; it is given a moment
         to end by itself, if it does."""
-        until = time.monotonic() + patience_seconds
-        while self.process.is_alive() and time.monotonic() < until:
-            time.sleep(0.01)
+        self._wait(patience_seconds)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()  # it may not lead its group yet
-        self.process.join()
+        self._wait(END_SECONDS)  # no longer: the kernel may hold one that reads a file
         self.pipe.close()
         self.ended = True
+
+    def _wait(self, seconds: float) -> None:
+        """Not by ``join``, which waits for what the process has started as well."""
+        until = time.monotonic() + seconds
+        while self.process.is_alive() and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def _cause(code: int | None) -> str:
+    """Of a death, by its exit code.
+
+    >>> _cause(3), _cause(-11), _cause(-40)
+    ('exit code 3', 'SIGSEGV', 'signal 40')
+    """
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    known = {number.value: number.name for number in signal.Signals}
+    return known.get(-code, f"signal {-code}")
 
 
 def _outcome(said: Any) -> Outcome:

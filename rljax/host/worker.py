@@ -28,7 +28,8 @@ from rljax.signatures import Call, Failure, Outcome, Response, number
 LAST_FRAMES = 3
 LONGEST_REASON = 500  # characters
 LONGEST_TRACEBACK = 4000
-LIMITS_MEMORY = sys.platform == "linux"
+STATM = "/proc/self/statm"  # of Linux, where memory is limited
+LIMITS_MEMORY = os.path.exists(STATM)
 M_ARENA_MAX = -8  # of mallopt, in glibc
 OURS = (__file__, signatures.__file__)
 
@@ -41,7 +42,7 @@ class Answer(NamedTuple):
 
     outcomes: list[Outcome]
     failure: Failure | None = None  # of the whole job, which then has no outcomes
-    outgrown: bool = False  # calls have left more memory behind than one may take
+    outgrown: bool = False  # calls have left so much behind that another should take its place
 
 
 def serve(pipe: connection.Connection, path: list[str], calls: Sequence[Call]) -> None:
@@ -73,7 +74,7 @@ def _begin(path: list[str], calls: Sequence[Call]) -> None:
     os.setpgid(0, 0)  # to be ended together with whatever a function starts
     _end_with_the_parent()
     if LIMITS_MEMORY:
-        _count_memory()
+        _ready_memory()
     for call in calls:
         with contextlib.suppress(Exception):  # it fails again, and is heard, when it is asked
             call.load()
@@ -116,7 +117,7 @@ def _end_with_the_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _count_memory() -> None:
+def _ready_memory() -> None:
     """Prepares for limits: of address space, and of the kernel's where there is no more memory."""
     with contextlib.suppress(AttributeError, OSError):  # of glibc alone
         # Else every thread of a function reserves 64 MiB, of which it uses little.
@@ -129,14 +130,18 @@ def _address_space() -> int:
     """Bytes that this process has reserved."""
     if not LIMITS_MEMORY:
         return 0
-    with open("/proc/self/statm") as file:
+    with open(STATM) as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _has_outgrown(gib: float | None) -> bool:
-    if gib is None or _begun_with is None:
+    """Whether calls have left more memory behind than one may take, or half of all open files."""
+    if _begun_with is None or not LIMITS_MEMORY:
         return False
-    return _address_space() > _begun_with + gib * 2**30
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 < files < 2 * len(os.listdir("/proc/self/fd")):
+        return True
+    return gib is not None and _address_space() > _begun_with + gib * 2**30
 
 
 @contextlib.contextmanager
@@ -170,7 +175,7 @@ def _nothing_left_behind() -> Iterator[None]:
         for number, copy in copies.items():
             os.dup2(copy, number)
             os.close(copy)
-            if streams[number].closed:
+            if getattr(streams[number], "closed", False):
                 streams[number] = open(number, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = streams.values()
         sys.path = path
@@ -190,11 +195,12 @@ def _checked(value: Any) -> Outcome:
 
 
 def _failure(error: BaseException, memory_gib: float | None = None) -> Failure:
+    no_memory = isinstance(error, MemoryError)
     try:
         reason = _line("".join(traceback.format_exception_only(error)))
+        no_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     except Exception:  # of the exception's own making
         reason = type(error).__name__
-    no_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if no_memory and memory_gib is not None and LIMITS_MEMORY:
         reason = f"needed more than {memory_gib:g} GiB of memory ({reason})"
     frames = _theirs(error)

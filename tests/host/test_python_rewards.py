@@ -17,6 +17,7 @@ from builders import few, make_rollout
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
+from reward_faults import FromAfar
 
 from rljax.data import pad
 from rljax.errors import UserError
@@ -33,6 +34,7 @@ SOURCE = '''
 import ctypes
 import math
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -60,8 +62,13 @@ def right(solution_str, ground_truth, **kwargs):
         Path(ground_truth).write_text(str(started.pid))
         if solution_str == "start and hang":
             time.sleep(60)
-    if solution_str == "leak":
+    if solution_str == "fork" and os.fork() == 0:
+        time.sleep(60)
+    if solution_str == "leak memory":
         leaked.append(bytearray(1 << 26))
+    if solution_str == "leak files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+        leaked.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(75))
     if solution_str == "fill":
         bytearray(1 << 28)
     if solution_str.startswith("count"):
@@ -235,7 +242,7 @@ def test_rows_spread_over_8_devices(pool, spec):
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        ("raise", "ValueError: too much (at scored.py:16 in right)"),
+        ("raise", "ValueError: too much (at scored.py:17 in right)"),
         ("nan", "ValueError: returned nan, which is not finite in 32 bits"),
         ("none", "TypeError: returned None, not a number"),
         ("die", "its process died (exit code 3)"),
@@ -321,7 +328,7 @@ def test_too_many_failures_stop_the_run(pool):
         reports(pool, right(max_failed_share=0.4), rollout)
     assert str(error.value) == (
         'reward "right" failed for 2 of 4 responses; the first: ValueError: too much (at '
-        "scored.py:16 in right), on row 2 of the data, prompt '2+2=', response 'raise'; more than "
+        "scored.py:17 in right), on row 2 of the data, prompt '2+2=', response 'raise'; more than "
         "max_failed_share=0.4"
     )
 
@@ -416,13 +423,14 @@ def test_an_import_takes_no_time_from_the_first_call(folder):
 
 
 def test_idle_workers_may_die(folder):
+    """Even if what they have started holds their end of the pipe."""
     with RewardPool(workers=1) as pool:
-        jobs = [job(pool, "1", "1")]
+        jobs = [job(pool, "fork", "1")]
         pool.run(jobs)
         for _ in range(2):
             os.kill(*workers_of(pool), signal.SIGKILL)
-            time.sleep(0.3)
-            assert pool.run(jobs) == [[1.0]]
+            time.sleep(0.1)
+            assert pool.run(jobs) == [[0.0]]
 
 
 @pytest.mark.parametrize("doing", ["hang", "hang in C"])
@@ -455,7 +463,8 @@ def test_a_script_that_forgets_its_pool_ends(folder):
         from rljax.host.pool import Job, RewardPool
         from rljax.signatures import Response, Verl
         call = Verl("scored:right", {}, "", None, "")
-        print(RewardPool(workers=1).run([Job(call, [Response({}, "1", [])], 50.0)]))
+        pool = RewardPool(workers=1)
+        print(pool.run([Job(call, [Response({}, "1", [])], 50.0)]))
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert (run.returncode, run.stdout, run.stderr) == (0, "[[0.0]]\n", "")
@@ -504,17 +513,6 @@ def is_running(pid):
         return False
 
 
-class FromAfar:
-    """Can be sent, but not be made anew on arrival."""
-
-    def __reduce__(self):
-        return reduced, ()
-
-
-def reduced():
-    raise LookupError("where am I?")
-
-
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -540,15 +538,14 @@ def test_rows_may_hold_whatever_python_can_copy(pool):
     assert columns["kind"].tolist() == [1.0] * len(values)
 
 
-def test_memory_that_calls_leave_behind_is_given_back(folder):
+@pytest.mark.parametrize("what", ["leak memory", "leak files"])
+def test_a_process_in_which_calls_leave_too_much_behind_is_replaced(folder, what):
     with RewardPool(workers=1) as pool:
-        asked = job(pool, "leak", "1")._replace(memory_gib=0.1)
-        found = []
-        for _ in range(4):
-            before = workers_of(pool)
-            assert pool.run([asked]) == [[0.0]]  # 64 MiB each
-            found.append(workers_of(pool) == before)
-        assert pool._workers == []
+        asked = job(pool, what, "1")._replace(memory_gib=0.1)  # of 64 MiB, or a quarter of files
+        assert pool.run([asked]) == [[0.0]]
+        assert len(workers_of(pool)) == 1
+        assert pool.run([asked]) == [[0.0]]
+        assert workers_of(pool) == []
         assert pool.run([asked]) == [[0.0]]
 
 
