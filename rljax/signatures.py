@@ -1,7 +1,7 @@
 """How verl and TRL call a reward function, and how math-verify is asked.
 
-This runs in processes of its own (``rljax.host.pool``), many of them, so it imports nothing but
-the standard library: no JAX, no NumPy.
+The calls run in processes of their own (``rljax.host.worker``), many of them, so that this imports
+nothing but the standard library: no JAX, no NumPy.
 """
 
 import asyncio
@@ -9,16 +9,13 @@ import functools
 import importlib
 import inspect
 import logging
-import os
-import pickle
 import reprlib
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 FLOAT32_MAX = 3.4028234663852886e38
-LAST_FRAMES = 3
+MANY = 1000  # items, which no message shows
 ABSENT = object()  # no column; None is a value
 GROUND_TRUTH = "reward_model.ground_truth"  # where verl has it
 
@@ -36,13 +33,13 @@ class Failure(NamedTuple):
 
     reason: str
     frames: tuple[str, ...] = ()  # where, the innermost last: "rewards.py:12 in compute_score"
+    traceback: str = ""  # from the user's own code on, as Python prints it
 
     def __str__(self) -> str:
         return f"{self.reason} (at {', '.join(self.frames)})" if self.frames else self.reason
 
 
 Outcome = float | Failure | None  # None: the reward does not apply
-Call = Callable[[list[Response]], Sequence[Any]]  # one value for each response
 
 
 def find(row: Mapping[str, Any], path: str) -> Any:
@@ -59,6 +56,12 @@ def find(row: Mapping[str, Any], path: str) -> Any:
             return ABSENT
         value = value[part]
     return value
+
+
+def part(row: Mapping[str, Any], *paths: str) -> dict[str, Any]:
+    """The columns of a row that paths lead into."""
+    names = [path if path in row else path.partition(".")[0] for path in paths]
+    return {name: row[name] for name in names if name in row}
 
 
 @functools.cache
@@ -79,9 +82,15 @@ class Verl:
     ground_truth: str | None
     extra_info: str
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        load(self.function)  # on arrival, so that the import takes no time from the first call
+    def load(self) -> None:
+        """Imports what it calls."""
+        load(self.function)
+
+    def reads(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a row that it reads."""
+        truth = [] if self.ground_truth is None else [self.ground_truth]
+        usual = ["answer"] if self.ground_truth == GROUND_TRUTH else []
+        return part(row, self.data_source, self.extra_info, *truth, *usual)
 
     def __call__(self, responses: list[Response]) -> list[float]:
         (response,) = responses
@@ -97,9 +106,9 @@ class Verl:
         )
         if isinstance(result, Mapping):
             if "score" not in result:
-                raise ValueError(f'returned a dict without "score": {reprlib.repr(result)}')
+                raise ValueError(f'returned a dict without "score": {shown(result)}')
             result = result["score"]
-        return [_number(result)]
+        return [number(result)]
 
     def truth(self, row: Mapping[str, Any]) -> Any:
         """The ground truth of a row, or ABSENT; None if the function needs none."""
@@ -118,9 +127,12 @@ class Trl:
 
     function: str
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
+    def load(self) -> None:
         load(self.function)
+
+    def reads(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        names, takes_any = parameters(self.function)
+        return dict(row) if takes_any else part(row, "prompt", *names)
 
     def __call__(self, responses: list[Response]) -> list[Any]:
         names, takes_any = parameters(self.function)
@@ -129,7 +141,7 @@ class Trl:
             given = {name: values for name, values in given.items() if name in names}
         values = _to_the_end(load(self.function)(**given))
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-            raise TypeError(f"returned {reprlib.repr(values)}, not a list of numbers")
+            raise TypeError(f"returned {shown(values)}, not a list of numbers")
         return list(values)
 
     @staticmethod
@@ -172,9 +184,11 @@ class MathAnswer:
 
     column: str
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
+    def load(self) -> None:
         load("math_verify:verify")
+
+    def reads(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return part(row, self.column)
 
     def __call__(self, responses: list[Response]) -> list[float]:
         # Its own time limits are alarms, which a long power of integers does not hear; the pool's
@@ -192,22 +206,37 @@ class MathAnswer:
         return [float(verify(gold, parse(response.text), timeout_seconds=None))]
 
 
-def attempt(call: bytes, responses: bytes) -> list[Outcome]:
-    """What a pickled call says of pickled responses. It never raises, and what it returns is plain:
-    an exception of the user's own may not survive the way between two processes."""
-    count = 1
+Call = Verl | Trl | MathAnswer  # of responses, with one value for each
+
+
+def number(value: Any) -> float:
+    """A number that is finite in 32 bits. Text is none, even "1"."""
     try:
-        asked: list[Response] = pickle.loads(responses)
-        count = len(asked)
-        values = unpickled(call)(asked)
-        if len(values) != count:
-            raise ValueError(f"returned {len(values)} values for {count} responses")
-    except BaseException as error:  # SystemExit as well
-        return [_failure(error)] * count
-    return [_checked(value) for value in values]
+        if isinstance(value, str | bytes | bytearray):
+            raise TypeError
+        result = float(value)
+    except OverflowError:
+        result = float("inf")
+    except Exception:
+        raise TypeError(f"returned {shown(value)}, not a number") from None
+    if not abs(result) <= FLOAT32_MAX:
+        raise ValueError(f"returned {shown(value)}, which is not finite in 32 bits")
+    return result
 
 
-unpickled: Callable[[bytes], Call] = functools.cache(pickle.loads)
+def shown(value: Any) -> str:
+    """A value of any kind and size in a message.
+
+    >>> shown([1, 2]), shown([0] * 5000)
+    ('[1, 2]', 'a list of 5000 items')
+    """
+    kind = type(value).__name__
+    try:
+        if isinstance(value, Sized) and not isinstance(value, str) and len(value) > MANY:
+            return f"a {kind} of {len(value)} items"
+        return reprlib.repr(value)
+    except Exception:
+        return f"a {kind} that cannot be shown"
 
 
 def _to_the_end(result: Any) -> Any:
@@ -219,40 +248,3 @@ def _to_the_end(result: Any) -> Any:
         return await result
 
     return asyncio.run(wait())
-
-
-def _checked(value: Any) -> Outcome:
-    try:
-        return None if value is None else _number(value)
-    except Exception as error:
-        return _failure(error)
-
-
-def _number(value: Any) -> float:
-    """A number that is finite in 32 bits. Text is none, even "1"."""
-    wrong = TypeError(f"returned {reprlib.repr(value)}, not a number")
-    if isinstance(value, str | bytes | bytearray):
-        raise wrong
-    try:
-        number = float(value)
-    except OverflowError:
-        number = float("inf")
-    except Exception:
-        raise wrong from None
-    if not abs(number) <= FLOAT32_MAX:
-        raise ValueError(f"returned {reprlib.repr(value)}, which is not finite in 32 bits")
-    return number
-
-
-def _failure(error: BaseException) -> Failure:
-    text = " ".join("".join(traceback.format_exception_only(error)).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
-    theirs = frames[ours[-1] + 1 :] if ours else frames
-    places = (f"{_short(f.filename)}:{f.lineno} in {f.name}" for f in theirs[-LAST_FRAMES:])
-    return Failure(text, tuple(places))
-
-
-def _short(path: str) -> str:
-    here = os.getcwd() + os.sep
-    return path.removeprefix(here) if path.startswith(here) else path

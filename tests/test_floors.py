@@ -27,6 +27,7 @@ FLOORS = [
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent
+PICKLES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
 def floor_of(room: str) -> int:
@@ -57,6 +58,19 @@ def test_imports_go_down():
         for target in imports(path):
             if target != room and floor_of(target) >= floor_of(room):
                 wrong.append(f"{path.relative_to(ROOT)} imports {target}")
+    assert wrong == []
+
+
+def test_nothing_is_pickled():
+    """What is unpickled runs as code. Of multiprocessing's own kind is what goes to the processes
+    for rewards; nothing that comes back is."""
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            used = {name.partition(".")[0] for name in names}
+            wrong += [f"{path.name} imports {name}" for name in used & PICKLES]
     assert wrong == []
 
 

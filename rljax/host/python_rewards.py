@@ -1,5 +1,6 @@
 """What rewards in Python say of a rollout, as columns of its extras."""
 
+import json
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from rljax.types import PYTHON_REWARD, ROW, Rollout
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # characters of a prompt or a response in a message
+LONGEST = 4000  # characters of a row or a response beneath a traceback
 
 
 def make_scorer(
@@ -32,21 +34,22 @@ def make_scorer(
     extras: float32 [B], NaN where it failed, −inf where it does not apply.
 
     Each process scores the rows that it holds, a row that several hold only once, and tells the
-    others. What fails is retried as often as the reward says, then counted, and ``report`` gets one
-    line for each reward.
+    others. A process of the pool is told of a row what the reward reads of it. What fails is
+    retried as often as the reward says, then counted, and ``report`` gets one line for each reward.
 
     Args:
       rewards: by name.
       rows: of the data; ``rollout.extras[ROW]`` leads to them.
 
     Raises ``UserError`` if a row lacks what a reward reads; the function returned raises it if more
-    than a reward's ``max_failed_share`` of the rollout fails.
+    than a reward's ``max_failed_share`` of the rollout fails, once standard error has the first
+    failure's traceback, row and response.
     """
     for name, reward in rewards.items():
         for number, row in enumerate(rows, start=1):
             if lack := reward.check(row):
                 raise UserError(f'reward "{name}": row {number} of the data: {lack}')
-    calls = {name: pool.prepare(reward.call) for name, reward in rewards.items()}
+        pool.prepare(reward.call)
 
     def score(rollout: Rollout) -> Rollout:
         mine = held_first(rollout.tokens)
@@ -61,7 +64,7 @@ def make_scorer(
             Response(rows[r], text, kept) for r, text, kept in zip(index, texts, ids, strict=True)
         ]
 
-        outcomes = _ask(rewards, calls, asked, pool)
+        outcomes = _ask(rewards, asked, pool)
         values = np.full((len(rewards), len(mine)), np.nan, np.float32)
         values[:, at] = [[_value(outcome) for outcome in outcomes[name]] for name in rewards]
         values = _shared(values, mine)
@@ -69,6 +72,10 @@ def make_scorer(
         for (name, reward), column in zip(rewards.items(), values, strict=True):
             line = _describe(name, column, outcomes[name], asked, index)
             if np.isnan(column).sum() > reward.max_failed_share * len(column):
+                for i in _failed(outcomes[name])[:1]:
+                    print(
+                        _evidence(name, outcomes[name][i], asked[i], int(index[i])), file=sys.stderr
+                    )
                 raise UserError(f"{line}; more than max_failed_share={reward.max_failed_share:g}")
             if line:
                 report(line)
@@ -80,7 +87,6 @@ def make_scorer(
 
 def _ask(
     rewards: Mapping[str, PythonReward],
-    calls: Mapping[str, bytes],
     asked: list[Response],
     pool: RewardPool,
 ) -> dict[str, list[Outcome]]:
@@ -91,16 +97,21 @@ def _ask(
     for tries in range(1 + max((reward.retries for reward in rewards.values()), default=0)):
         parts, jobs = [], []
         for name, reward in rewards.items():
-            failed = [i for i, x in enumerate(outcomes[name]) if isinstance(x, Failure)]
+            failed = _failed(outcomes[name])
             if tries > reward.retries or not failed:
                 continue
             for part in [failed] if reward.batched else [[i] for i in failed]:
                 parts.append((name, part))
-                jobs.append(Job(calls[name], [asked[i] for i in part], reward.timeout_seconds))
+                told = [asked[i]._replace(row=reward.call.reads(asked[i].row)) for i in part]
+                jobs.append(Job(reward.call, told, reward.timeout_seconds, reward.memory_gib))
         for (name, part), values in zip(parts, pool.run(jobs), strict=True):
             for i, value in zip(part, values, strict=True):
                 outcomes[name][i] = value
     return outcomes
+
+
+def _failed(outcomes: list[Outcome]) -> list[int]:
+    return [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
 
 
 def _value(outcome: Outcome) -> float:
@@ -121,7 +132,7 @@ def _describe(
     if not count:
         return ""
     line = f'reward "{name}" failed for {count} of {len(column)} responses'
-    failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
+    failed = _failed(outcomes)
     if not failed:
         return f"{line}, all of them of other processes"
     first = failed[0]
@@ -133,6 +144,21 @@ def _describe(
         f"{line}; the first: {outcomes[first]}, on row {index[first] + 1} of the data, prompt "
         f"{short[0]}, response {short[1]}"
     )
+
+
+def _evidence(name: str, failure: Failure, asked: Response, row: int) -> str:
+    """What somebody needs to see a failure again: where it came from, the row and the response."""
+    given = [
+        f"{what}: {_shortened(json.dumps(value, ensure_ascii=False, default=str))}"
+        for what, value in (("row", asked.row), ("response", asked.text))
+    ]
+    first = f'reward "{name}", row {row + 1} of the data:'
+    return "\n".join([first, failure.traceback.rstrip() or failure.reason, *given])
+
+
+def _shortened(text: str) -> str:
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
 def _shared(

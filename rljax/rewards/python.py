@@ -29,9 +29,10 @@ from rljax.signatures import (
 class PythonReward(NamedTuple):
     """A function of responses as text, and what to do when it fails."""
 
-    call: Call  # can be pickled
+    call: Call
     batched: bool  # called once for all responses of this process, else once for each
     timeout_seconds: float  # of one call
+    memory_gib: float | None  # that one call may take
     retries: int  # of a call that failed
     on_failure: Literal["leave_out"] | float  # what a response is worth that stays without a value
     max_failed_share: float  # of a step's responses; with more of them the run stops
@@ -46,6 +47,7 @@ def verl_reward(
     ground_truth: str | None = GROUND_TRUTH,
     extra_info: str = "extra_info",
     timeout_seconds: float = 10.0,
+    memory_gib: float | None = 4.0,
     retries: int = 0,
     on_failure: Literal["leave_out"] | float = "leave_out",
     max_failed_share: float = 0.5,
@@ -54,8 +56,9 @@ def verl_reward(
     ``compute_score(data_source=, solution_str=, ground_truth=, extra_info=, **reward_kwargs)``.
 
     It returns a number, or a dict with one as its "score", and may be a coroutine. A response fails
-    if the function raises, takes too long, ends its process, or returns anything but a finite
-    number.
+    if the function raises, takes too long or too much memory, ends its process, or returns anything
+    but a finite number. Each call finds the working directory, environment and import path of the
+    run, whatever another has done to them.
 
     Args:
       function: ``my_module:compute_score``, found from the working directory.
@@ -65,6 +68,8 @@ def verl_reward(
       ground_truth: the same; by default that of verl's data, or else the column ``answer``; None
         if the function needs no ground truth.
       timeout_seconds: of one call.
+      memory_gib: address space that one call may take beside what its process holds already, and
+        any program that it starts; null for all there is. Kept on Linux alone.
       retries: how often a call that failed is repeated.
       on_failure: what a response that failed is worth; by default it is left out of learning.
       max_failed_share: of a step's responses; if more of them fail, the run stops.
@@ -87,7 +92,7 @@ def verl_reward(
         )
 
     reward = PythonReward(
-        call, False, timeout_seconds, retries, on_failure, max_failed_share, check
+        call, False, timeout_seconds, memory_gib, retries, on_failure, max_failed_share, check
     )
     return _checked(reward, "verl_reward")
 
@@ -96,6 +101,7 @@ def trl_reward(
     *,
     function: str,
     timeout_seconds: float = 60.0,
+    memory_gib: float | None = 4.0,
     retries: int = 0,
     on_failure: Literal["leave_out"] | float = "leave_out",
     max_failed_share: float = 0.5,
@@ -113,7 +119,7 @@ def trl_reward(
 
     Args:
       function: ``my_module:my_reward``, found from the working directory.
-      timeout_seconds, retries, on_failure, max_failed_share: as of ``verl_reward``.
+      timeout_seconds, memory_gib, retries, on_failure, max_failed_share: as of ``verl_reward``.
 
     Raises ``UserError`` if there is no such function.
     """
@@ -128,7 +134,14 @@ def trl_reward(
         return f'no column "{lacking[0]}", which {function} needs; {nearest(lacking[0], known)}'
 
     reward = PythonReward(
-        Trl(function), True, timeout_seconds, retries, on_failure, max_failed_share, check
+        Trl(function),
+        True,
+        timeout_seconds,
+        memory_gib,
+        retries,
+        on_failure,
+        max_failed_share,
+        check,
     )
     return _checked(reward, "trl_reward")
 
@@ -137,6 +150,7 @@ def math_answer(
     *,
     column: str = "answer",
     timeout_seconds: float = 10.0,
+    memory_gib: float | None = 4.0,
     retries: int = 0,
     on_failure: Literal["leave_out"] | float = "leave_out",
     max_failed_share: float = 0.5,
@@ -150,7 +164,7 @@ def math_answer(
 
     Args:
       column: the data column with the answer, or a path such as ``reward_model.ground_truth``.
-      timeout_seconds, retries, on_failure, max_failed_share: as of ``verl_reward``.
+      timeout_seconds, memory_gib, retries, on_failure, max_failed_share: as of ``verl_reward``.
 
     Raises ``UserError`` if math-verify is not installed.
 
@@ -165,7 +179,14 @@ def math_answer(
         return f'no column "{column}"; {nearest(column, row)}'
 
     reward = PythonReward(
-        MathAnswer(column), False, timeout_seconds, retries, on_failure, max_failed_share, check
+        MathAnswer(column),
+        False,
+        timeout_seconds,
+        memory_gib,
+        retries,
+        on_failure,
+        max_failed_share,
+        check,
     )
     return _checked(reward, "math_answer")
 
@@ -180,6 +201,10 @@ def _checked(reward: PythonReward, where: str) -> PythonReward:
     """The reward, if its limits can be kept."""
     if not reward.timeout_seconds > 0:
         raise UserError(f"{where}: timeout_seconds must be positive, got {reward.timeout_seconds}")
+    if reward.memory_gib is not None and not 0 < reward.memory_gib < math.inf:
+        raise UserError(
+            f"{where}: memory_gib must be positive, or null for no limit, got {reward.memory_gib}"
+        )
     if reward.retries < 0:
         raise UserError(f"{where}: retries cannot be negative, got {reward.retries}")
     if not 0 <= reward.max_failed_share <= 1:

@@ -1,20 +1,23 @@
 """Rewards in Python, asked about rollouts in processes of their own."""
 
+import datetime
 import os
 import signal
 import subprocess
 import sys
 import time
+import zoneinfo
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pebble
 import pytest
 from builders import few, make_rollout
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
+from reward_faults import FromAfar
 
 from rljax.data import pad
 from rljax.errors import UserError
@@ -23,16 +26,21 @@ from rljax.host.pool import Job, RewardPool
 from rljax.host.python_rewards import make_scorer
 from rljax.rewards import trl_reward, verl_reward, weighted_sum
 from rljax.sharding import make_mesh
-from rljax.signatures import Failure, Response
+from rljax.signatures import Failure, Response, Verl
 from rljax.tasks import character_tokenizer
 from rljax.types import PYTHON_REWARD, ROW, UNSEEN
 
 SOURCE = '''
+import ctypes
 import math
 import os
+import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+leaked = []
 
 
 def right(solution_str, ground_truth, **kwargs):
@@ -47,6 +55,27 @@ def right(solution_str, ground_truth, **kwargs):
         return math.nan
     if solution_str == "none":
         return None
+    if solution_str == "hang in C":
+        ctypes.PyDLL(None).sleep(60)  # no other thread runs
+    if solution_str.startswith("start"):
+        started = subprocess.Popen(["sleep", "60"])
+        Path(ground_truth).write_text(str(started.pid))
+        if solution_str == "start and hang":
+            time.sleep(60)
+    if solution_str == "fork" and os.fork() == 0:
+        time.sleep(60)
+    if solution_str == "leak memory":
+        leaked.append(bytearray(1 << 26))
+    if solution_str == "leak files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+        leaked.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(75))
+    if solution_str == "fill":
+        bytearray(1 << 28)
+    if solution_str.startswith("count"):
+        with open(ground_truth, "a") as file:
+            print(solution_str, file=file)
+        if solution_str == "count and raise":
+            raise ValueError
     if solution_str == "again" and not Path(ground_truth).exists():
         Path(ground_truth).touch()
         raise ValueError("the first time")
@@ -78,6 +107,10 @@ def few(completions, **kwargs):
 def odd(completions, **kwargs):
     """Fails for one response, until it is the only one."""
     return [math.inf if text == "odd" and len(completions) > 1 else 1.0 for text in completions]
+
+
+def kinds(completions, answer, **kwargs):
+    return [float(type(a).__name__ == text) for text, a in zip(completions, answer)]
 
 
 def surroundings(solution_str, **kwargs):
@@ -209,7 +242,7 @@ def test_rows_spread_over_8_devices(pool, spec):
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        ("raise", "ValueError: too much (at scored.py:12 in right)"),
+        ("raise", "ValueError: too much (at scored.py:17 in right)"),
         ("nan", "ValueError: returned nan, which is not finite in 32 bits"),
         ("none", "TypeError: returned None, not a number"),
         ("die", "its process died (exit code 3)"),
@@ -295,7 +328,7 @@ def test_too_many_failures_stop_the_run(pool):
         reports(pool, right(max_failed_share=0.4), rollout)
     assert str(error.value) == (
         'reward "right" failed for 2 of 4 responses; the first: ValueError: too much (at '
-        "scored.py:12 in right), on row 2 of the data, prompt '2+2=', response 'raise'; more than "
+        "scored.py:17 in right), on row 2 of the data, prompt '2+2=', response 'raise'; more than "
         "max_failed_share=0.4"
     )
 
@@ -357,18 +390,19 @@ def test_workers_have_neither_the_parents_main_module_nor_its_accelerators(pool)
 
 def job(pool, text, answer, timeout_seconds=5.0):
     call = verl_reward(function="scored:right").call
-    return Job(pool.prepare(call), [Response({"answer": answer}, text, [])], timeout_seconds)
+    pool.prepare(call)
+    return Job(call, [Response({"answer": answer}, text, [])], timeout_seconds)
 
 
 def workers_of(pool):
-    return list(pool._pool._pool_manager.worker_manager.workers)
+    return [worker.process.pid for worker in pool._workers]
 
 
 def test_a_pool_starts_when_it_is_needed_and_keeps_its_workers(folder):
     main = sys.modules["__main__"]
     with RewardPool(workers=1) as pool:
         jobs = [job(pool, "1", "1"), job(pool, "1", "2")]
-        assert pool._pool is None
+        assert workers_of(pool) == []
         assert pool.run(jobs) == [[1.0], [0.0]]
         (first,) = workers_of(pool)
         assert pool.run(jobs) == [[1.0], [0.0]]
@@ -383,30 +417,33 @@ def test_a_pool_starts_when_it_is_needed_and_keeps_its_workers(folder):
 def test_an_import_takes_no_time_from_the_first_call(folder):
     (folder / "slow.py").write_text("import time\ntime.sleep(0.8)\ndef f(**kwargs): return 1.0\n")
     with RewardPool(workers=1) as pool:
-        call = pool.prepare(verl_reward(function="slow:f", ground_truth=None).call)
+        call = verl_reward(function="slow:f", ground_truth=None).call
+        pool.prepare(call)
         assert pool.run([Job(call, [Response({}, "", [])], 0.4)]) == [[1.0]]
 
 
 def test_idle_workers_may_die(folder):
+    """Even if what they have started holds their end of the pipe."""
     with RewardPool(workers=1) as pool:
-        jobs = [job(pool, "1", "1")]
+        jobs = [job(pool, "fork", "1")]
         pool.run(jobs)
         for _ in range(2):
             os.kill(*workers_of(pool), signal.SIGKILL)
-            time.sleep(0.3)
-            assert pool.run(jobs) == [[1.0]]
+            time.sleep(0.1)
+            assert pool.run(jobs) == [[0.0]]
 
 
-def test_workers_end_with_a_parent_that_is_killed(folder):
+@pytest.mark.parametrize("doing", ["hang", "hang in C"])
+def test_workers_end_with_a_parent_that_is_killed(folder, doing):
     """Even in the middle of a call: else a hanging one would stay for ever."""
-    code = """if True:
-        import sys, threading, time
+    code = f"""if True:
+        import sys
         sys.path.insert(0, "")
         from rljax.host.pool import Job, RewardPool
         from rljax.signatures import Response, Verl
         pool = RewardPool(workers=1)
-        call = pool.prepare(Verl("scored:right", {}, "", None, ""))
-        jobs = [Job(call, [Response({}, text, [])], 50.0) for text in ("1", "hang")]
+        call = Verl("scored:right", {{}}, "", None, "")
+        jobs = [Job(call, [Response({{}}, text, [])], 50.0) for text in ("1", "{doing}")]
         pool.run(jobs[:1])
         print("started", flush=True)
         pool.run(jobs[1:])
@@ -419,22 +456,140 @@ def test_workers_end_with_a_parent_that_is_killed(folder):
         parent.communicate(timeout=10)  # its standard error is the worker's as well
 
 
+def test_a_script_that_forgets_its_pool_ends(folder):
+    code = """if True:
+        import sys
+        sys.path.insert(0, "")
+        from rljax.host.pool import Job, RewardPool
+        from rljax.signatures import Response, Verl
+        call = Verl("scored:right", {}, "", None, "")
+        pool = RewardPool(workers=1)
+        print(pool.run([Job(call, [Response({}, "1", [])], 50.0)]))
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "[[0.0]]\n", "")
+
+
 def test_workers_that_cannot_start_are_a_failure(folder, tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
     with RewardPool(workers=1) as pool:
         jobs = [job(pool, "1", "1")]
-        monkeypatch.chdir(gone)
-        monkeypatch.setattr(os, "getcwd", lambda: str(gone))
-        gone.rmdir()
-        assert pool.run(jobs) == [[Failure("processes for rewards die as they start")]]
+        with monkeypatch.context() as patch:
+            patch.chdir(gone)
+            patch.setattr(os, "getcwd", lambda: str(gone))
+            gone.rmdir()
+            assert pool.run(jobs) == [[Failure("processes for rewards do not start")]]
+        assert pool.run(jobs) == [[1.0]]
 
 
-def test_a_job_that_a_broken_pool_forgot_is_not_waited_for(folder, monkeypatch):
-    forgotten = pebble.ProcessFuture()
-    monkeypatch.setattr(pebble.ProcessPool, "schedule", lambda *args, **settings: forgotten)
-    monkeypatch.setattr(pebble.ProcessPool, "active", False)
-    monkeypatch.setattr(host_pool, "LOOK_SECONDS", 0.01)
-    pool = RewardPool(workers=1)
-    monkeypatch.setattr(pool, "close", lambda: None)
-    assert pool.run([job(pool, "1", "1")]) == [[Failure("processes for rewards die as they start")]]
+def test_workers_that_hang_as_they_start_are_a_failure(folder, monkeypatch):
+    (folder / "hanging.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(host_pool, "START_SECONDS", 0.2)
+    with RewardPool(workers=1) as pool:
+        pool.prepare(Verl("hanging:f", {}, "", None, ""))
+        assert pool.run([job(pool, "1", "1")]) == [[Failure("processes for rewards do not start")]]
+
+
+def test_what_a_function_has_started_ends_with_its_process(folder):
+    """Whether the process is late or the pool is closed."""
+    with RewardPool(workers=1) as pool:
+        assert pool.run([job(pool, "start", "first")]) == [[0.0]]
+        (late,) = pool.run([job(pool, "start and hang", "second", 0.5)])[0]
+        assert late.reason == "took longer than 0.5 s"
+        assert pool.run([job(pool, "start", "third")]) == [[0.0]]
+    for name in ("first", "second", "third"):
+        pid = int((folder / name).read_text())
+        deadline = time.monotonic() + 5
+        while is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_running(pid)
+
+
+def is_running(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (lambda: 0, "its row cannot be sent to another process ("),
+        (FromAfar(), "its row did not reach another process (LookupError: where am I?)"),
+    ],
+    ids=["leaves", "arrives"],
+)
+def test_a_row_that_cannot_be_sent_is_a_failure_of_its_own(pool, value, reason):
+    rows = [{"prompt": "?", "answer": value}, *ROWS, {"prompt": "?", "answer": "1", "x": value}]
+    columns, said = reports(pool, right(), rollout_of(["2", "2", "1"], [0, 1, 9]), rows)
+    np.testing.assert_array_equal(columns["right"], [np.nan, 1.0, 1.0])  # "x" is not read
+    assert reason in said[0]
+
+
+def test_rows_may_hold_whatever_python_can_copy(pool):
+    when = datetime.datetime(2024, 5, 6, tzinfo=zoneinfo.ZoneInfo("UTC"))
+    values = [when, b"\xff", Decimal("1.5"), np.float32(0.5), np.arange(3), {"a": (1, None)}]
+    rows = [{"prompt": "?", "answer": value} for value in values]
+    rewards = {"kind": trl_reward(function="scored:kinds")}
+    columns, said = reports(pool, rewards, rollout_of([type(v).__name__ for v in values]), rows)
+    assert said == []
+    assert columns["kind"].tolist() == [1.0] * len(values)
+
+
+@pytest.mark.parametrize("what", ["leak memory", "leak files"])
+def test_a_process_in_which_calls_leave_too_much_behind_is_replaced(folder, what):
+    with RewardPool(workers=1) as pool:
+        asked = job(pool, what, "1")._replace(memory_gib=0.1)  # of 64 MiB, or a quarter of files
+        assert pool.run([asked]) == [[0.0]]
+        assert len(workers_of(pool)) == 1
+        assert pool.run([asked]) == [[0.0]]
+        assert workers_of(pool) == []
+        assert pool.run([asked]) == [[0.0]]
+
+
+def test_a_failure_for_want_of_memory_is_counted_and_the_rest_goes_on(pool):
+    rollout = rollout_of(["2", "fill", "6"])
+    columns, said = reports(pool, right(memory_gib=0.1), rollout)
+    np.testing.assert_array_equal(columns["right"], [1.0, np.nan, 1.0])
+    assert "needed more than 0.1 GiB of memory (MemoryError)" in said[0]
+    columns, said = reports(pool, right(memory_gib=None), rollout)
+    assert columns["right"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_only_what_failed_is_asked_again(pool, folder):
+    row = {"prompt": "?", "answer": "counted"}
+    rewards = right(retries=2)
+    columns, _ = reports(pool, rewards, rollout_of(["count", "count and raise"], [0, 0]), [row])
+    np.testing.assert_array_equal(columns["right"], [0.0, np.nan])
+    assert sorted((folder / "counted").read_text().split("\n")) == [
+        "",
+        "count",
+        *["count and raise"] * 3,
+    ]
+
+
+def test_a_run_that_stops_shows_the_traceback_the_row_and_the_response(pool, capfd):
+    rows = [ROWS[0], {"prompt": "p" * 5000, "answer": "é", "when": datetime.date(2024, 5, 6)}]
+    with pytest.raises(UserError):
+        reports(pool, right(max_failed_share=0.0), rollout_of(["2", "raise"]), rows)
+    shown = capfd.readouterr().err.splitlines()
+    here = [line.strip() for line in SOURCE.split("\n")].index('raise ValueError("too much")') + 1
+    assert shown[:2] == ['reward "right", row 2 of the data:', "Traceback (most recent call last):"]
+    assert shown[2].endswith(f'scored.py", line {here}, in right')
+    assert shown[3:-2] == ['    raise ValueError("too much")', "ValueError: too much"]
+    assert shown[-2].startswith('row: {"prompt": "ppp')
+    assert shown[-2].endswith(" characters)")
+    assert shown[-1] == 'response: "raise"'
+
+
+def test_without_a_traceback_the_reason_stands_there(pool, capfd):
+    with pytest.raises(UserError):
+        reports(pool, right(max_failed_share=0.0), rollout_of(["die"]))
+    assert capfd.readouterr().err.splitlines() == [
+        'reward "right", row 1 of the data:',
+        "its process died (exit code 3)",
+        'row: {"prompt": "1+1=", "answer": "2"}',
+        'response: "die"',
+    ]

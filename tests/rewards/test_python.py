@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import pickle
 import subprocess
 import sys
 import typing
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 
 from rljax import resolve, rewards
 from rljax.errors import UserError
+from rljax.host.worker import attempt
 from rljax.rewards import PythonReward, math_answer, trl_reward, verl_reward
-from rljax.signatures import ABSENT, Failure, Response, Verl, attempt, find
+from rljax.signatures import ABSENT, Failure, Response, Verl, find
 
 SOURCE = """
 kept = []
@@ -102,7 +102,9 @@ def signed(module, monkeypatch):
 
 def ask(reward, *responses):
     """What a process of the pool would say."""
-    return attempt(pickle.dumps(reward.call), pickle.dumps(list(responses)))
+    told = [response._replace(row=reward.call.reads(response.row)) for response in responses]
+    outcomes, failure, _ = attempt(reward.call, told)
+    return outcomes if failure is None else [failure] * len(told)
 
 
 def test_verls_signature(signed):
@@ -318,6 +320,10 @@ def test_a_function_that_is_not_there_is_refused_at_once(module, make, function,
     [
         {"timeout_seconds": 0},
         {"timeout_seconds": math.nan},
+        {"memory_gib": 0},
+        {"memory_gib": -1.0},
+        {"memory_gib": math.nan},
+        {"memory_gib": math.inf},
         {"retries": -1},
         {"max_failed_share": 1.1},
         {"max_failed_share": -0.1},
@@ -338,6 +344,7 @@ def test_limits_that_cannot_be_kept_are_refused(module, settings):
 def test_limits_arrive_under_their_names(module):
     settings = {
         "timeout_seconds": 3.0,
+        "memory_gib": 0.5,
         "retries": 2,
         "on_failure": -1.0,
         "max_failed_share": 0.25,
@@ -364,11 +371,9 @@ def test_makers_say_what_they_make(maker):
     assert typing.get_type_hints(maker)["return"] is PythonReward
 
 
-def test_a_process_imports_the_function_when_the_call_arrives():
-    call = pickle.dumps(Verl("nowhere_to_be_found:f", {}, "d", "g", "e"))
-    with pytest.raises(ModuleNotFoundError):
-        pickle.loads(call)
-    (failure,) = attempt(call, pickle.dumps([Response(VERL_ROW, "x", [1])]))
+def test_a_function_that_a_process_cannot_import_is_a_failure():
+    call = Verl("nowhere_to_be_found:f", {}, "d", "g", "e")
+    failure = attempt(call, [Response(VERL_ROW, "x", [1])]).failure
     assert "No module named 'nowhere_to_be_found'" in failure.reason
 
 
