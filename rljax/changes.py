@@ -12,7 +12,8 @@ HARMLESS = (
     *("run_dir", "mesh.*", "evaluation.*", "checkpoint.*", "time_limit", "update.microbatches"),
     *("data.train", "data.train.fn", "data.eval*", "warm_start.data", "warm_start.data.fn"),
     *("models.*.remat", "models.*.attention", "models.*.vocab_at_once", "models.*.offload"),
-    *("rewards.*.timeout_seconds", "rewards.*.retries", "rewards.*.max_failed_share"),
+    *("rewards.*.timeout_seconds", "rewards.*.memory_gib", "rewards.*.retries"),
+    "rewards.*.max_failed_share",
 )
 # Keys of what a checkpoint holds parameters, moments or tokens of.
 HELD = ("models.*", "tokenizer*", "optimizer.*.mu_dtype")

@@ -73,9 +73,7 @@ def make_scorer(
             line = _describe(name, column, outcomes[name], asked, index)
             if np.isnan(column).sum() > reward.max_failed_share * len(column):
                 for i in _failed(outcomes[name])[:1]:
-                    print(
-                        _evidence(name, outcomes[name][i], asked[i], int(index[i])), file=sys.stderr
-                    )
+                    say(_evidence(name, outcomes[name][i], asked[i], int(index[i])))
                 raise UserError(f"{line}; more than max_failed_share={reward.max_failed_share:g}")
             if line:
                 report(line)
