@@ -17,7 +17,7 @@ from rljax.config import Config, read_yaml, resolved
 from rljax.errors import UserError
 from rljax.host.agree import agreed, check_same, is_writer, meet
 
-MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
+MAY_CHANGE = ("run_dir", "mesh", "guard", "evaluation", "checkpoint")  # when a run is resumed
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 
 

@@ -6,7 +6,7 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 
 import contextlib
 import functools
-import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +25,10 @@ from rljax.folder import open_folder
 from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.checkpoint import FROZEN, Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
+from rljax.host.evidence import BadSteps
+from rljax.host.guard import SKIPPED, Guard
 from rljax.host.loop import CompiledStep, host_batch, run_steps
-from rljax.host.metrics import Records, read_records
+from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.selection import best_record, out_of_patience
 from rljax.host.terminal import Terminal
 from rljax.phases import Phase
@@ -91,7 +93,9 @@ class Run:
             phase, evaluator = self._with_reference(phase)
 
             def evaluate(step: int, state: TrainState) -> None:
-                figures, responses = evaluator(state)
+                # Of what is broken from the start is heard at once; later on the run is kept.
+                warn = functools.partial(self._warn, step) if step else None
+                figures, responses = evaluator(state, warn)
                 evaluations.write({"step": step, **figures})
                 for response in responses:
                     if response["prompt_index"] < settings.samples:
@@ -121,6 +125,9 @@ class Run:
         step, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
         self._finish(step, params, frozen)
+
+    def _warn(self, step: int, text: str) -> None:
+        self.terminal.say("warning", f"step {step}: {text}", step=step, text=text)
 
     def _evaluations(self) -> list[dict]:
         return agreed(lambda: read_records(self.folder / "evaluations.jsonl"))
@@ -243,7 +250,7 @@ class Run:
                 text = f"step {step}: {name} is now {value:.4g}"
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
-                self.terminal.say("warning", f"step {step}: {text}", step=step, text=text)
+                self._warn(step, text)
 
         def compiling():
             return self._compiling(phase.name)
@@ -267,7 +274,22 @@ class Run:
                 enough=enough,
                 progress=self._seconds,
                 check_stop=self._check_stop,
+                guard=self._guard(phase, checkpoints),
             )
+
+    def _guard(self, phase: Phase, checkpoints: Checkpoints) -> Guard:
+        settings, built = self.config.guard, self.built
+
+        def roll_back() -> TrainState:
+            checkpoints.wait()
+            wanted, _ = laid_out(built, phase)
+            state, _ = checkpoints.restore(wanted, checkpoints.latest_due())
+            self.terminal.say("rolled back", f"back to the state of step {int(state.step)}")
+            return state
+
+        folder = self._folder(phase) / "bad_steps"
+        bad_steps = BadSteps(folder, built.mesh, built.tokenizer, self.terminal.say)
+        return Guard(settings.max_skipped, settings.on_divergence, bad_steps.keep, roll_back)
 
     def _folder(self, phase: Phase) -> Path:
         return self.folder / phase.name if phase is self.built.warm_start else self.folder
@@ -335,7 +357,7 @@ class Run:
         summary = {"before": before, "after": after, "steps": last, **self._seconds()}
         if config.evaluation.best is not None:
             summary["exported_step"] = step
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(json_text(summary, 2) + "\n", encoding="utf-8")
         self.terminal.before_after(before, after)
         shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
@@ -364,6 +386,12 @@ def new_warnings(said: set[str], metrics: dict[str, float]) -> list[str]:
         "left out": metrics.get("left_out_ratio") == 1.0
         and "every response is left out, so that nothing is learned from this step",
     }
+    if not metrics.get(SKIPPED):  # which is said by itself, and has made others so
+        found |= {
+            name: f"{name} is {value}, which is recorded as null; it affects no parameter"
+            for name, value in metrics.items()
+            if not math.isfinite(value)
+        }
     new = {name: text for name, text in found.items() if text and name not in said}
     said.update(new)
     return list(new.values())

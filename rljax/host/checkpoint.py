@@ -53,6 +53,12 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def latest_due(self) -> int | None:
+        """The newest complete step that was due, else the newest of all: one that was saved because
+        the run was stopped is no landmark, or a resumed run would be another."""
+        due = [step for step in self._manager.all_steps() if step % self._every_steps == 0]
+        return max(due, default=self.latest())
+
     def save(self, step: int, state: TrainState, progress: dict[str, Any], *, force: bool = False):
         """Starts writing if ``step`` is due, or if ``force``; the state may be donated right after.
 
@@ -73,12 +79,15 @@ class Checkpoints:
             force=True,
         )
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, laid out as ``abstract`` says (shapes, types, shardings), and progress.
+    def restore(
+        self, abstract: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state of a step, by default the newest, laid out as ``abstract`` says (shapes, types,
+        shardings), and progress.
 
         Raises ``UserError`` if the checkpoint is of another model.
         """
-        step = self.latest()
+        step = self.latest() if step is None else step
         self._check_shapes(step, abstract)
         restored = self._manager.restore(
             step,

@@ -1,6 +1,7 @@
 """The run's own records: one JSON object per line, appended and never twice."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +43,22 @@ class Records:
             self._file.close()
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, which has no number that is not finite: null stands for it.
+
+    >>> json_text({"step": 3, "loss": float("nan")})
+    '{"step": 3, "loss": null}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json_text(record) + "\n"

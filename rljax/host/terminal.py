@@ -1,7 +1,6 @@
 """What a run says: a progress bar and tables on a terminal, JSON lines anywhere else."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from rljax.host.metrics import json_text
 
 KINDS = ("raw", "shaped")  # of rewards
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
@@ -48,7 +49,8 @@ class Terminal:
             task = progress.add_task(name, total=steps, completed=done, figures="")
             yield PhaseBar(self, name, steps, progress, task)
 
-    def before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
+    def before_after(self, before: dict[str, float | None], after: dict[str, float | None]) -> None:
+        """Two evaluations; None is no number."""
         if not self.rich or not before | after:
             return
         table = Table(title="held-out prompts", title_justify="left")
@@ -56,7 +58,8 @@ class Terminal:
         for heading in ("before", "after"):
             table.add_column(heading, justify="right")
         for name in before | after:
-            cells = (f"{f[name]:.2f}" if name in f else "" for f in (before, after))
+            found = (f.get(name) for f in (before, after))
+            cells = ("" if value is None else f"{value:.2f}" for value in found)
             table.add_row(_literal(name), *cells)
         self.console.print(table)
 
@@ -88,7 +91,7 @@ class Terminal:
         self.console.print(table)
 
     def _emit(self, event: str, fields: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+        print(json_text({"event": event, **fields}), file=sys.stdout, flush=True)
 
 
 class PhaseBar:

@@ -52,7 +52,7 @@ class Counting(CompiledStep):
         return batch
 
     def __call__(self, state, batch):
-        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}
+        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}, None
 
 
 class Kept(Checkpoints):
@@ -72,7 +72,8 @@ class Kept(Checkpoints):
 def run(**calls) -> list:
     """What six steps save, until they stop."""
     kept, key = Kept(), jax.random.key(0)
-    state = TrainState(step=jnp.int32(0), key=key, params={}, frozen={}, opt_state={}, shaping=())
+    zero = jnp.int32(0)
+    state = TrainState(zero, zero, key, params={}, frozen={}, opt_state={}, shaping=())
     calls = {"on_step": lambda step, metrics: None, "on_state": lambda step, state: None} | calls
     with contextlib.suppress(Stopped, UserError):
         run_steps(

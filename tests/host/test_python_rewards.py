@@ -242,10 +242,10 @@ def test_verl_3290_a_failed_reward_silently_scored_0(pool):
     rollout = rollout_of(["2", "raise", "0"])
     scored = make_scorer(right(), ROWS, TOKENIZER, pool, lambda line: None)(rollout)
     compiled = {"right": lambda rollout: rollout.extras[PYTHON_REWARD + "right"]}
-    raw, _, counted, metrics = weighted_sum(compiled, {})(scored)
+    raw, _, counted, metrics, _ = weighted_sum(compiled, {})(scored)
     assert counted.tolist() == [True, False, True]
     assert (metrics["rewards/right/failed"], metrics["rewards/right/mean"]) == (1, 0.5)
-    raw, _, counted, metrics = weighted_sum(compiled, {}, {"right": -0.25})(scored)
+    raw, _, counted, metrics, _ = weighted_sum(compiled, {}, {"right": -0.25})(scored)
     assert counted.all()
     assert raw.tolist() == [1.0, -0.25, 0.0]
     assert metrics["rewards/right/failed"] == 1
