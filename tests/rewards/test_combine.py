@@ -34,7 +34,7 @@ def test_a_missing_weight_is_one_and_a_zero_weight_still_measures():
 def test_compiled_equals_eager():
     score = weighted_sum(REWARDS, {"length": 0.3})
     total, _, _, metrics, _ = score(ROLLOUT)
-    compiled, *_, compiled_metrics = jax.jit(score)(ROLLOUT)
+    compiled, *_, compiled_metrics, _ = jax.jit(score)(ROLLOUT)
     np.testing.assert_allclose(compiled, total, rtol=1e-6)
     assert metrics.keys() == compiled_metrics.keys()
     for name, value in metrics.items():
