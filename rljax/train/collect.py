@@ -207,7 +207,7 @@ def make_appraise(
             advantages=advantages,
             returns=returns,
         )
-        source = {"prompt": rollout.group}
+        source = {"prompt_index": rollout.group}
         if ROW in rollout.extras:
             source["data_row"] = rollout.extras[ROW]
         evidence = examine_rollout(rollout, scored, rewards, experience).replace(source=source)
