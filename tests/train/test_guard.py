@@ -99,7 +99,7 @@ def test_the_next_good_step_goes_on(done, said):
 
 
 def test_the_steps_in_a_row_are_counted():
-    bad, good = named("reward is NaN in one row"), named("nothing")
+    bad, good = named("a reward is NaN"), named("nothing")
     state = state_of(bad)
     for case, count in [(bad, 1), (bad, 2), (good, 0), (bad, 1)]:
         state, metrics, _ = run(case, state)
@@ -158,7 +158,7 @@ def test_one_bad_row_on_one_of_eight_devices(done):
         return compiled(jax.device_put(state, replicated(mesh)), batch)
 
     with jax.set_mesh(mesh):
-        for text in ("reward is NaN in one row", "NaN in the first update", "NaN in the last"):
+        for text in ("a reward is NaN", "NaN in the first update", "NaN in the last"):
             for case in (case for case in SAMPLED if text in case.said):
                 before, after, _, evidence = done[case.said]
                 other, _, other_evidence = run(case, before, spread)
