@@ -50,7 +50,7 @@ def measure(arguments: list[str]) -> dict[str, float]:
             return step.appraise(state, step.draw(state, prompts, key))
 
         collect = jax.jit(drawn_and_appraised).lower(state, prompts, key).compile()
-        experience, _, collected = collect(state, prompts, key)
+        experience, _, collected, _ = collect(state, prompts, key)
         update = jax.jit(step.update).lower(state, experience, key).compile()
         seconds = {
             "sampling": median_seconds(lambda: sample(state, prompts, key), REPEATS),
@@ -69,7 +69,7 @@ def measure(arguments: list[str]) -> dict[str, float]:
 
         def whole_step():
             nonlocal state
-            state, metrics = step(state, batch)
+            state, metrics, _ = step(state, batch)
             return state.params, metrics
 
         seconds["step"] = median_seconds(whole_step, REPEATS)

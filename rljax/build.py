@@ -59,6 +59,7 @@ from rljax.train import (
     without_yardsticks,
 )
 from rljax.train.collect import Judged, ScoreRollout
+from rljax.train.guard import Limits
 from rljax.train.update import check_rows
 from rljax.types import (
     ROW,
@@ -136,6 +137,12 @@ def build(
         eos_ids = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")[
             "eos_ids"
         ]
+    guard = config.guard
+    if guard.on_divergence != "skip" and (guard.max_kl, guard.max_grad_norm) == (None, None):
+        raise UserError(
+            f"guard.on_divergence={guard.on_divergence}: neither guard.max_kl nor "
+            "guard.max_grad_norm says what is beyond a limit"
+        )
     tables = read_tables(config, config_dir, context, algorithm, eos_ids)
     context["train_prompts"] = len(tables.train)
     shaper = make_shaper(config, algorithm, context)
@@ -238,6 +245,12 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
     roles, table, sample = networks.roles, parts.tables.train, parts.sample
     trained = [role for role in ("policy", "value") if role in roles]
     update = _update_settings(config)
+    if config.guard.max_kl is not None and update["epochs"] * update["minibatches"] == 1:
+        raise UserError(
+            "guard.max_kl: with a single update per step, the policy that it would be measured of "
+            "is the one that sampled; set update.epochs or update.minibatches above 1, or use "
+            "guard.max_grad_norm"
+        )
     prompts = config.data.prompts_per_step * algorithm.refill_rounds
     steps = steps_of(config, len(table), prompts)
     no_critic = "value" in config.optimizer and not algorithm.needs_value
@@ -302,6 +315,8 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
                 algorithm.weigh,
                 optimizers,
                 algorithm.mark,
+                1,
+                Limits(config.guard.max_kl, config.guard.max_grad_norm),
                 **update,
             ),
         ),
@@ -339,6 +354,7 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
         optimizers,
         needs_reference="reference" in networks.roles,
         microbatches=update["microbatches"],
+        limits=Limits(max_grad_norm=config.guard.max_grad_norm),
     )
     if data.buckets > 1 and (data.packing or parts.tables.weights is not None):
         raise UserError("data.buckets: rows that are packed, or mixed by weight, have none")
@@ -428,7 +444,11 @@ def _warm_start(config, config_dir, networks: Networks, context, mesh, eos_ids) 
     norm = {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": table.mean_tokens}
     policy = {"policy": networks.roles["policy"]}
     learning = learning_from_given(
-        algorithms.sft(**norm), policy, optimizers, needs_reference=False
+        algorithms.sft(**norm),
+        policy,
+        optimizers,
+        needs_reference=False,
+        limits=Limits(max_grad_norm=config.guard.max_grad_norm),
     )
 
     def begin(starts: Trees) -> TrainState:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -26,6 +26,7 @@ MODEL_OPTIONS = {  # beside a model's own keywords
     "attention": DecoderConfig.attention,
     "vocab_at_once": DecoderConfig.vocab_at_once,
 }
+Limit = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
 
@@ -95,6 +96,15 @@ class Evaluation(Section):
         return self.best_is or ("min" if falls else "max")
 
 
+class Guarding(Section):
+    """When an update is left out beside those that are not finite, and when the run is to stop."""
+
+    max_skipped: pydantic.PositiveInt | None = 5  # steps in a row that lack one; null: however many
+    max_kl: Limit | None = None  # nats per token from the sampling policy, k3
+    max_grad_norm: Limit | None = None  # of any trained role, before it is clipped
+    on_divergence: Literal["skip", "stop", "roll_back"] = "skip"  # an update beyond a limit
+
+
 class Checkpointing(Section):
     every_steps: pydantic.PositiveInt = 20
     keep: pydantic.PositiveInt = 2
@@ -120,6 +130,7 @@ class Config(Section):
     correction: dict[str, Any] | None = None  # null: sampled tokens are taken as the policy's own
     optimizer: dict[str, dict[str, Any]]
     warm_start: WarmStart | None = None
+    guard: Guarding = Guarding()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
 

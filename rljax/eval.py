@@ -130,6 +130,7 @@ def _restored(built: Build, folder: Path, frozen: Path, step: int | None) -> Tra
     )
     return TrainState(
         step=jnp.int32(step),
+        skipped=jnp.int32(0),
         key=jax.random.key(0),
         params=parts["params"],
         frozen=parts["frozen"],

@@ -5,13 +5,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import numpy as np
 
 from rljax.build import Build
 from rljax.config import Config
+from rljax.errors import UserError
 from rljax.heldout import Answering, Measuring
 from rljax.host.agree import fetch
 from rljax.host.evaluation import Evaluated, join, summarise
-from rljax.host.loop import check_finite, to_host
+from rljax.host.loop import not_finite, to_host
 from rljax.sharding import row_sharding
 from rljax.types import TrainState
 
@@ -36,22 +38,25 @@ class Evaluator:
         self._measuring = measuring or built.measuring
         self._programs: dict[str, Any] = {}
 
-    def __call__(self, state: TrainState) -> Evaluated:
+    def __call__(self, state: TrainState, warn: Callable[[str], None] | None = None) -> Evaluated:
         """The figures of a state, and its responses.
 
-        Raises ``UserError`` if one of the figures is not finite.
+        Raises ``UserError`` if a reward or a figure is not finite, unless there is ``warn`` to be
+        told: then such a response counts as one that a reward in Python failed for.
         """
         figures: dict[str, float] = {}
         samples = []
         if self._measuring is not None:
-            figures |= self._measure(self._measuring, state)
+            figures |= self._measure(self._measuring, state, warn or _refuse)
         if self._built.answering is not None:
-            answered = self._answer(self._built.answering, state)
+            answered = self._answer(self._built.answering, state, warn)
             figures |= answered.figures
             samples = answered.samples
         return Evaluated(figures, samples)
 
-    def _answer(self, answering: Answering, state: TrainState) -> Evaluated:
+    def _answer(
+        self, answering: Answering, state: TrainState, warn: Callable[[str], None] | None
+    ) -> Evaluated:
         """Held-out prompts, answered greedily and as sampled."""
         config, chunks = self._config, answering.chunks()
         key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
@@ -68,11 +73,20 @@ class Evaluator:
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
-            check_finite(to_host(part.metrics), "on the held-out prompts")
+            if warn is None:
+                for fault in not_finite(to_host(part.metrics)):
+                    _refuse(f"{fault} on the held-out prompts")
             told = (part.rollout, part.rewards, part.scored.counted)
             judged.append(fetch(told, self._built.mesh))
         rows = answering.prompts * (1 + answering.samples)
         rollout, rewards, scored = jax.tree.map(lambda x: x[:rows], join(judged))
+        finite = np.isfinite(rewards.raw)
+        if answering.shaped:
+            finite &= np.isfinite(rewards.shaped)
+        if warn is not None and not finite[scored].all():
+            count = int((~finite & scored).sum())
+            warn(f"{count} held-out response(s) have no finite reward, and enter no figure of it")
+        scored = scored & finite
         sources = [row.get("data_source") for row in answering.table.rows[: answering.prompts]]
         return summarise(
             rollout,
@@ -85,7 +99,9 @@ class Evaluator:
             shaped=answering.shaped,
         )
 
-    def _measure(self, measuring: Measuring, state: TrainState) -> dict[str, float]:
+    def _measure(
+        self, measuring: Measuring, state: TrainState, report: Callable[[str], None]
+    ) -> dict[str, float]:
         """The means of a loss and its metrics over held-out rows."""
         rows = row_sharding(self._built.mesh)
         total, sums = 0.0, {}
@@ -100,5 +116,10 @@ class Evaluator:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(count) * float(value)
         figures = {f"heldout/{name}": value / total for name, value in sums.items()}
-        check_finite(figures, "on the held-out rows")
+        for fault in not_finite(figures):
+            report(f"{fault} on the held-out rows")
         return figures
+
+
+def _refuse(fault: str) -> None:
+    raise UserError(fault)

@@ -66,6 +66,7 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
             "data.prompts_per_step": data.prompts_per_step,
             "shaping": config.shaping_stages(),
             "correction": config.correction is not None,
+            "guard.max_kl": config.guard.max_kl,
             "sampling": config.sampling and not config.rewards,
             "length": config.length and not config.rewards,
         }

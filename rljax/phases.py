@@ -29,6 +29,7 @@ from rljax.train import (
 )
 from rljax.train.forward import Forward
 from rljax.train.given import Measure
+from rljax.train.guard import NO_LIMITS, Limits
 from rljax.types import Algorithm, Experience, Optimizers, Role, State, TrainState
 
 
@@ -66,6 +67,7 @@ def learning_from_given(
     *,
     needs_reference: bool,
     microbatches: int = 1,
+    limits: Limits = NO_LIMITS,
 ) -> Learning:
     """The step over given rows, and how their loss is measured without a step.
 
@@ -86,6 +88,7 @@ def learning_from_given(
         optimizers,
         algorithm.mark,
         rows_per_item(algorithm),
+        limits,
         microbatches=microbatches,
     )
     by_tokens = algorithm.learns_from == "demonstrations"

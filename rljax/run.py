@@ -6,7 +6,7 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 
 import contextlib
 import functools
-import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +26,10 @@ from rljax.folder import Opened
 from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.checkpoint import Checkpoints, restore_parts
 from rljax.host.curves import draw_curves
+from rljax.host.evidence import BadSteps
+from rljax.host.guard import SKIPPED, Guard
 from rljax.host.loop import CompiledStep, host_batch, run_steps
-from rljax.host.metrics import Records, read_records
+from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.selection import best_record, out_of_patience
 from rljax.host.steps import FROZEN, steps_in
 from rljax.host.stopping import Stopping
@@ -101,7 +103,9 @@ class Run:
 
             def evaluate(step: int, state: TrainState) -> None:
                 began = time.perf_counter()
-                figures, responses = evaluator(state)
+                # Of what is broken from the start is heard at once; later on the run is kept.
+                warn = functools.partial(self._warn, step=step) if step else None
+                figures, responses = evaluator(state, warn)
                 self._evaluations.append({"step": step, **figures})
                 evaluations.write(self._evaluations[-1])
                 for response in responses:
@@ -169,8 +173,10 @@ class Run:
             path if is_writer() else None, up_to_step=up_to_step, known=known, report=self._warn
         )
 
-    def _warn(self, text: str) -> None:
-        self.terminal.say("warning", text, text=text)
+    def _warn(self, text: str, step: int | None = None) -> None:
+        at = {} if step is None else {"step": step}
+        words = text if step is None else f"step {step}: {text}"
+        self.terminal.say("warning", words, **at, text=text)
 
     def _best_step(self) -> int:
         settings = self.config.evaluation
@@ -289,7 +295,7 @@ class Run:
                 text = f"step {step}: {name} is now {value:.4g}"
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
-                self.terminal.say("warning", f"step {step}: {text}", step=step, text=text)
+                self._warn(text, step)
 
         def compiling():
             return self._compiling(phase.name)
@@ -313,7 +319,23 @@ class Run:
                 enough=enough,
                 progress=self._progress,
                 stopping=self._stopping,
+                guard=self._guard(phase, checkpoints),
             )
+
+    def _guard(self, phase: Phase, checkpoints: Checkpoints) -> Guard:
+        settings, built = self.config.guard, self.built
+
+        def roll_back() -> TrainState:
+            checkpoints.wait()
+            wanted, _ = laid_out(built, phase)
+            restored = checkpoints.restore(wanted, checkpoints.latest_due())
+            text = f"back to the state of step {restored.step}"
+            self.terminal.say("rolled back", text, phase=phase.name, step=restored.step)
+            return restored.state
+
+        folder = self._folder(phase) / "bad_steps"
+        bad_steps = BadSteps(folder, built.mesh, built.tokenizer, self.terminal.say)
+        return Guard(settings.max_skipped, settings.on_divergence, bad_steps.keep, roll_back)
 
     def _folder(self, phase: Phase) -> Path:
         return self.folder / phase.name if phase is self.built.warm_start else self.folder
@@ -378,7 +400,7 @@ class Run:
         summary = {"before": before, "after": after, "steps": last, **self._seconds()}
         if config.evaluation.best is not None:
             summary["exported_step"] = step
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(json_text(summary, 2) + "\n", encoding="utf-8")
         self.terminal.before_after(before, after)
         shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
@@ -407,6 +429,12 @@ def new_warnings(said: set[str], metrics: dict[str, float]) -> list[str]:
         "left out": metrics.get("left_out_ratio") == 1.0
         and "every response is left out, so that nothing is learned from this step",
     }
+    if not metrics.get(SKIPPED):  # which is said by itself, and has made others so
+        found |= {
+            name: f"{name} is {value}, which is recorded as null; it affects no parameter"
+            for name, value in metrics.items()
+            if not math.isfinite(value)
+        }
     new = {name: text for name, text in found.items() if text and name not in said}
     said.update(new)
     return list(new.values())

@@ -118,10 +118,27 @@ class Experience:
 
 
 @struct.dataclass
+class Evidence:
+    """What there is to see of a step's rows, as they were drawn, should one of them be at fault."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    action_mask: Bool[Array, "B T"]
+    logprobs: Float[Array, "B T"] | None  # of the sampling policy
+    bad: dict[str, Bool[Array, " B"]]  # which rows have something at fault, by what it is
+    column: Int[Array, " B"]  # the first with such a number, -1 if it is of no column
+    figures: dict[str, Float[Array, " B"]]  # what a row earned, by name
+    source: dict[str, Int[Array, " B"]]  # where it comes from: its prompt, its row of the data
+    learned: Int[Array, " E"]  # which of the rows are learned from, in the experience's order
+    updates: dict[str, Array] = struct.field(default_factory=dict)  # what was seen of each update
+
+
+@struct.dataclass
 class TrainState:
     """All that a step reads and writes, arrays only, so that a checkpoint of it is complete."""
 
     step: Int[Array, ""]
+    skipped: Int[Array, ""]  # steps in a row of which an update was left out
     key: PRNGKeyArray
     params: dict[str, Params]  # trained, by role: policy, value
     frozen: dict[str, Params]  # never trained: reference, reward, the base under adapters
@@ -222,6 +239,7 @@ class Scored(NamedTuple):
     correct: Bool[Array, " B"]
     counted: Bool[Array, " B"]  # False where a reward failed
     metrics: Metrics
+    each: dict[str, Float[Array, " B"]] | None = None  # the rewards that it is made of, by name
 
 
 Optimizers = Mapping[str, optax.GradientTransformation]  # one for each trained role

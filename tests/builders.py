@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import settings
 
-from rljax.types import Rewards, Rollout
+from rljax.types import Evidence, Rewards, Rollout
 
 # The same few examples in every run, so that a failure is never a matter of luck.
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -47,3 +47,18 @@ def make_rewards(rollout: Rollout, raw) -> Rewards:
 def pad_columns(x, left: int, right: int, value=0):
     """[B, T] with columns of ``value`` on both sides."""
     return jnp.pad(x, [(0, 0), (left, right)], constant_values=value)
+
+
+def no_evidence() -> Evidence:
+    """Of a row of which nothing was seen."""
+    return Evidence(
+        tokens=jnp.zeros((1, 1), jnp.int32),
+        mask=jnp.ones((1, 1), bool),
+        action_mask=jnp.ones((1, 1), bool),
+        logprobs=None,
+        bad={},
+        column=jnp.full(1, -1),
+        figures={},
+        source={},
+        learned=jnp.zeros(1, jnp.int32),
+    )

@@ -1,4 +1,4 @@
-"""Every keyword of every recipe has an effect, or is refused."""
+"""Every keyword of every recipe, and of the guard, has an effect, or is refused."""
 
 import inspect
 
@@ -6,7 +6,10 @@ import jax
 import numpy as np
 import pytest
 from recipes import BUDGET, RECIPES, experience_of, learnt, make, outputs_of
+from tiny import CONFIG, tiny_build
 
+from rljax.checks import abstract_state
+from rljax.config import Guarding, load_config
 from rljax.errors import UserError
 from rljax.losses.preference import KINDS
 
@@ -218,3 +221,62 @@ def test_a_ratio_is_clipped_no_lower_than_0_and_a_log_ratio_anywhere():
         make(name, clip_low=1.0)
         with pytest.raises(UserError, match="needs 0 < clip_low <= 1"):
             make(name, clip_low=1.5)
+
+
+# The guard: what max_skipped and on_divergence do is seen in whole runs (test_bad_numbers.py).
+
+LIMITS = "guard={max_kl: 0.1, max_grad_norm: 5}"
+SFT = [
+    *("algorithm=sft", "data.train={fn: addition_demonstrations, count: 64}", "data.batch_size=8"),
+    *("shaping=off", "warm_start=null", "optimizer.value=null", "update=null", "rewards=null"),
+    *("data.prompts_per_step=null", "data.max_prompt_tokens=null", "data.eval=null"),
+    *("sampling=null", "length=null"),
+    "evaluation={}",
+]
+
+
+def over(built, phase) -> set[str]:
+    """The limits that the step of a phase counts by."""
+    state, batch = abstract_state(built, phase), phase.batches[0]
+    _, metrics = jax.eval_shape(phase.train_step, state, batch)
+    return {name for name in metrics if name.startswith("guard/over_")}
+
+
+def test_the_guards_limits_reach_every_step_that_has_them():
+    assert set(Guarding.model_fields) == {"max_skipped", "on_divergence", "max_kl", "max_grad_norm"}
+    built = tiny_build(LIMITS)
+    assert over(built, built.train) == {"guard/over_max_kl", "guard/over_max_grad_norm"}
+    assert over(built, built.warm_start) == {"guard/over_max_grad_norm"}
+    given = tiny_build(*SFT, "guard.max_grad_norm=5")
+    assert over(given, given.train) == {"guard/over_max_grad_norm"}
+    plain = tiny_build()
+    assert over(plain, plain.train) == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["guard.max_kl=0.1", "update=null"], "guard.max_kl: with a single update per step"),
+        (["guard.on_divergence=stop"], "guard.on_divergence=stop: neither guard.max_kl nor"),
+        (["guard.on_divergence=roll_back"], "guard.on_divergence=roll_back: neither"),
+    ],
+)
+def test_a_key_of_the_guard_that_could_not_act_is_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        tiny_build(*settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("guard.max_skipped=0", "guard.max_skipped: input should be greater than 0, got 0"),
+        ("guard.max_kl=0", "guard.max_kl: input should be greater than 0"),
+        ("guard.max_grad_norm=.inf", "guard.max_grad_norm: input should be a finite number"),
+        ("guard.on_divergence=rollback", "guard.on_divergence: input should be 'skip', 'stop'"),
+        ("guard.max_skip=3", 'unknown key "guard.max_skip"; did you mean "max_skipped"'),
+    ],
+)
+def test_a_value_of_the_guard_that_makes_no_sense_is_refused(setting, said):
+    with pytest.raises(UserError) as error:
+        load_config(CONFIG, [setting])
+    assert str(error.value).startswith(said)

@@ -66,6 +66,7 @@ REWARD = (
         ([*GIVEN, "data.prompts_per_step=4"], "data.prompts_per_step: sft does not read it: its"),
         ([*GIVEN, "shaping={kl: kl_penalty}"], "shaping: sft does not read it"),
         ([*GIVEN, "correction={}"], "correction: sft does not read it"),
+        ([*GIVEN, "guard.max_kl=0.1"], "guard.max_kl: sft does not read it: its rows are given"),
         ([*GIVEN, "rewards=null"], "sampling: sft does not read it"),
         ([*GIVEN, "rewards=null", "sampling=null"], "length: sft does not read it"),
         ([*GIVEN, *BARE, "reward_weights={x: 1}"], "reward_weights: sft does not read it"),

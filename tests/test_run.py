@@ -28,3 +28,13 @@ def test_a_step_that_teaches_nothing_is_said_once():
     (text,) = new_warnings(said, {"left_out_ratio": 1.0})
     assert "nothing is learned" in text
     assert new_warnings(said, {"left_out_ratio": 1.0}) == []
+
+
+def test_a_metric_that_is_not_finite_is_said_once_unless_an_update_was_left_out():
+    said = set()
+    left_out = {"guard/skipped_updates": 1, "policy/loss": float("nan")}
+    assert new_warnings(said, left_out) == []
+    strange = {"guard/skipped_updates": 0, "my/ratio": float("inf"), "policy/loss": 1.0}
+    (text,) = new_warnings(said, strange)
+    assert text == "my/ratio is inf, which is recorded as null; it affects no parameter"
+    assert new_warnings(said, strange) == []

@@ -58,5 +58,5 @@ def train(built: Build, steps: int = 2):
     state, step = begin_training(built)
     with jax.set_mesh(built.mesh):
         for index in range(steps):
-            state, metrics = step(state, step.prepare(state, built.train.batches[index]))
+            state, metrics, _ = step(state, step.prepare(state, built.train.batches[index]))
     return jax.device_get((state.replace(key=jax.random.key_data(state.key)), metrics))

@@ -32,6 +32,7 @@ from rljax.host.steps import (
     read_meta,
     read_part,
     sealed,
+    silent_threads,
     steps_in,
 )
 from rljax.host.stopping import Stopped
@@ -95,6 +96,12 @@ class Checkpoints:
         """The newest complete step, sound or not, or None."""
         return self._manager.latest_step()
 
+    def latest_due(self) -> int | None:
+        """The newest complete step that was due, else the newest of all: one that was saved because
+        the run was stopped is no landmark, or a resumed run would be another."""
+        due = [step for step in self._manager.all_steps() if step % self._every_steps == 0]
+        return max(due, default=self.latest())
+
     def save(self, step: int, state: TrainState, progress: dict[str, Any], *, force: bool = False):
         """Starts writing if ``step`` is due, or if ``force``; the state may be donated right after.
 
@@ -126,18 +133,19 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> Restored:
+    def restore(self, abstract: TrainState, up_to_step: int | None = None) -> Restored:
         """The newest sound state, laid out as ``abstract`` says (shapes, types, shardings).
 
-        With a ``step``, that one. Newer steps, damaged or not, are set aside.
+        Newer steps, which are damaged, are set aside; not those after ``up_to_step``, from where on
+        none is looked at.
 
         Raises ``UserError`` if none is sound, or if it is of another model, optimizer or shaping.
         """
         passed_over: dict[int, str] = {}
         there = agreed(lambda: steps_in(self.folder))
-        if step is not None and step not in there:
-            raise UserError(no_step(self.folder, step, there))
-        for candidate in reversed(there) if step is None else [step]:
+        if up_to_step is not None:
+            there = [step for step in there if step <= up_to_step]
+        for candidate in reversed(there):
             try:
                 meta = _agreed_meta(self.folder, candidate)
                 if other := difference(meta, abstract):
@@ -152,7 +160,8 @@ class Checkpoints:
                 passed_over[candidate] = str(damage)
                 continue
             frozen, self._frozen_digests = _read_frozen(self._frozen, meta, abstract.frozen)
-            self.drop_after(candidate, set_aside=True)
+            if up_to_step is None:
+                self.drop_after(candidate, set_aside=True)
             state = state.replace(frozen=frozen)
             return Restored(candidate, state, meta["progress"], passed_over)
         raise UserError(none_sound(self.folder, passed_over))
@@ -198,7 +207,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         """Says what was not written, and from where the run goes on."""
         try:
-            yield
+            with silent_threads():
+                yield
         except (OSError, ValueError) as error:  # of the file system, and TensorStore's for the same
             if isinstance(error, UserError):
                 raise

@@ -1,5 +1,6 @@
 """The picture of a run: what it earned or lost, how often it was right, lengths, and KL."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +130,14 @@ def _draw(axes, panel: Panel, records, evaluations) -> None:
         have = [record for record in records if name in record]
         if have:
             at = [record["step"] for record in have]
-            axes.plot(at, [record[name] for record in have], label=label, color=color)
+            axes.plot(at, _numbers(have, name), label=label, color=color)
     for name, label, color in panel.points:
         have = [record for record in evaluations if name in record]
         if have:
             at = [record["step"] for record in have]
-            axes.plot(at, [record[name] for record in have], "o", label=label, color=color)
+            axes.plot(at, _numbers(have, name), "o", label=label, color=color)
+
+
+def _numbers(records, name: str) -> list[float]:
+    """Where there is none, a gap in the line."""
+    return [math.nan if record[name] is None else record[name] for record in records]

@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from rljax.data import Batches
-from rljax.errors import UserError
 from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.guard import NO_GUARD, ROLLED_BACK, SKIPPED, Guard, respond
 from rljax.host.metrics import Records
 from rljax.host.stopping import Stopped, Stopping
 from rljax.sharding import replicated, row_sharding
-from rljax.types import Metrics, TrainState
+from rljax.types import Evidence, Metrics, TrainState
 
 
 class CompiledStep:
@@ -42,9 +42,9 @@ class CompiledStep:
         self._step, self._between = step, between
         self._draw = jax.jit(step.draw_step, out_shardings=row_sharding(mesh))
         self._last = jax.jit(
-            step.learn if between.columns else step,
+            step.learn_with_evidence if between.columns else step.with_evidence,
             donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh), None),
         )
         self._rows = row_sharding(mesh)
         self._programs: dict[Any, Any] = {}
@@ -69,8 +69,9 @@ class CompiledStep:
         learn = self._last.lower(state, self._between.abstract(drawn, self._rows)).compile()
         return lambda state, batch: learn(state, self._between.add(draw(state, batch)))
 
-    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        """The next state, and metrics that are still on the devices; ``batch`` is prepared."""
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics, Evidence]:
+        """The next state, metrics and evidence, which are still on the devices; ``batch`` is
+        prepared."""
         return self._programs[_shapes(batch)](state, batch)
 
 
@@ -109,6 +110,7 @@ def run_steps(
     progress: Callable[[], dict[str, Any]],
     enough: Callable[[], bool] = lambda: False,
     stopping: Stopping | None = None,
+    guard: Guard = NO_GUARD,
 ) -> TrainState:
     """Runs from the state's own step up to ``steps``, or until it is ``enough``, and saves the
     last.
@@ -116,10 +118,11 @@ def run_steps(
     While the devices work on a step, the host prepares the next batch. After each step
     ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
     must not keep: the next step takes its buffers. Before each step ``stopping`` is asked, and told
-    how long a step and saving may take.
+    how long a step and saving may take. What is done about a step of which an update was left out
+    is the ``guard``'s to say.
 
-    Raises ``UserError`` if a reward or a metric is not finite: that step is neither recorded nor
-    saved; and ``Stopped``, when the state is saved, if ``stopping`` or ``on_state`` does.
+    Raises, when the state is saved, ``UserError`` if the guard stops the run, and ``Stopped`` if
+    ``stopping`` or ``on_state`` does.
     """
     stopping = stopping or Stopping()
     longest = 0.0  # of the steps, in seconds
@@ -132,18 +135,26 @@ def run_steps(
             stopping.check(2 * (longest + checkpoints.save_seconds))
             stopping.unsaved = True
             start = time.perf_counter()
-            state, metrics = step(state, batch)
+            state, metrics, evidence = step(state, batch)
             batch = batches(done + 1) if done + 1 < last else None
             metrics = to_host(metrics)
             done += 1
-            check_finite(metrics, f"in step {done}")
             seconds = time.perf_counter() - start
             longest = max(longest, seconds)
             metrics["perf/step_seconds"] = seconds
             if "response_tokens" in metrics:
                 metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
+            rolled_back, error = False, None
+            if metrics.get(SKIPPED):
+                state, rolled_back, error = respond(guard, done, state, metrics, evidence)
+                metrics[ROLLED_BACK] = float(rolled_back)
             records.write({"step": done, **metrics})
             on_step(done, metrics)
+            if rolled_back or error is not None:
+                checkpoints.save(done, state, progress(), force=True)
+            if error is not None:
+                checkpoints.wait()
+                raise error
             on_state(done, state)
             last = done if enough() else last
             if done < last:
@@ -163,12 +174,12 @@ def to_host(metrics: Metrics) -> dict[str, float]:
     return {name: value.item() for name, value in jax.device_get(metrics).items()}
 
 
-def check_finite(metrics: dict[str, float], when: str) -> None:
-    """Raises ``UserError`` if a reward gave values that are not finite, or a metric is not."""
-    for name, value in metrics.items():
-        if name.startswith("rewards/") and name.endswith("/nonfinite") and value:
-            reward = name.split("/")[1]
-            raise UserError(f'reward "{reward}" gave {int(value)} non-finite value(s) {when}')
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise UserError(f"{name} is {value} {when}; that step is not kept")
+def not_finite(metrics: dict[str, float]) -> list[str]:
+    """Which rewards gave values that are not finite, and which metrics are not, in words."""
+    rewards = [
+        f'reward "{name.split("/")[1]}" gave {int(value)} non-finite value(s)'
+        for name, value in metrics.items()
+        if name.startswith("rewards/") and name.endswith("/nonfinite") and value
+    ]
+    others = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    return rewards + others

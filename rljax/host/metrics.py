@@ -1,6 +1,7 @@
 """The run's own records: one JSON object per line, redacted, appended and never twice."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -92,6 +93,23 @@ class Journal:
         self._file.close()
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, which has no number that is not finite: null stands for it.
+
+    >>> json_text({"step": 3, "loss": float("nan")})
+    '{"step": 3, "loss": null}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _record(text: str) -> dict[str, Any] | None:
     try:
         record = json.loads(text)
@@ -101,4 +119,4 @@ def _record(text: str) -> dict[str, Any] | None:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(redacted(record, by_looks=False)) + "\n"
+    return json_text(redacted(record, by_looks=False)) + "\n"

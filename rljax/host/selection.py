@@ -14,7 +14,8 @@ Mode = Literal["max", "min"]  # whether more of a figure is better, or less
 
 
 def best_record(records: Sequence[Record], figure: str, mode: Mode) -> Record | None:
-    """The record with the best ``figure``, the earliest of equals; None if there is no number.
+    """The record with the best ``figure``, the earliest of equals; None if there is no number,
+    but NaN, or None where it was read from a file.
 
     Older records may lack it, for it may be asked for when a run is resumed. Raises ``UserError``
     if the newest does.
@@ -29,7 +30,7 @@ def best_record(records: Sequence[Record], figure: str, mode: Mode) -> Record | 
                 f"evaluation.best: the evaluation at step {record['step']} has no figure "
                 f'"{figure}"; {nearest(figure, known)}'
             )
-    numbers = [r for r in records if figure in r and not math.isnan(r[figure])]
+    numbers = [r for r in records if r.get(figure) is not None and not math.isnan(r[figure])]
     best = max if mode == "max" else min
     return best(numbers, key=lambda record: record[figure], default=None)
 

@@ -166,7 +166,7 @@ def check_saved(path: Path, meta: Mapping[str, Any], under: str | None = None) -
 def _read(path: Path, read: Callable[[], Any]) -> Any:
     """What ``read`` makes of the files under a path. Raises ``DamagedError`` if it cannot."""
     try:
-        with _silent_threads():
+        with silent_threads():
             return read()
     except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
         raise
@@ -175,8 +175,8 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Of several reads that fail, one raises; the others are not to print pages about it."""
+def silent_threads() -> Iterator[None]:
+    """Of several reads or writes that fail, one raises; the others are not to print pages."""
     hooks = sys.excepthook, sys.unraisablehook
     sys.excepthook = sys.unraisablehook = lambda *_: None
     try:

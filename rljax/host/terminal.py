@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rljax.host.metrics import Journal
+from rljax.host.metrics import Journal, json_text
 from rljax.host.secrets import redact, redacted
 
 KINDS = ("raw", "shaped")  # of rewards
@@ -59,7 +58,8 @@ class Terminal:
             task = progress.add_task(name, total=steps, completed=done, figures="")
             yield PhaseBar(self, name, steps, progress, task)
 
-    def before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
+    def before_after(self, before: dict[str, float | None], after: dict[str, float | None]) -> None:
+        """Two evaluations; None is no number."""
         if not self.rich or not before | after:
             return
         table = Table(title="held-out prompts", title_justify="left")
@@ -67,7 +67,8 @@ class Terminal:
         for heading in ("before", "after"):
             table.add_column(heading, justify="right")
         for name in before | after:
-            cells = (f"{f[name]:.2f}" if name in f else "" for f in (before, after))
+            found = (f.get(name) for f in (before, after))
+            cells = ("" if value is None else f"{value:.2f}" for value in found)
             table.add_row(_literal(name), *cells)
         self.console.print(table)
 
@@ -101,7 +102,7 @@ class Terminal:
     def emit(self, event: str, fields: dict[str, Any]) -> None:
         """A line for a machine."""
         if not self.quiet:
-            print(json.dumps(redacted({"event": event, **fields})), file=sys.stdout, flush=True)
+            print(json_text(redacted({"event": event, **fields})), file=sys.stdout, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

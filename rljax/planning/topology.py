@@ -96,7 +96,7 @@ def compile_step(built: Build) -> Compiled:
     rows = row_sharding(mesh)
     batch = jax.tree.map(lambda x: _struct(x, rows), first_batch(built))
     step, finish = phase.train_step, {"donate_argnums": 0}
-    finish["out_shardings"] = (places, replicated(mesh))
+    finish["out_shardings"] = (places, replicated(mesh), None)
     start = time.perf_counter()
     with jax.set_mesh(mesh), _without_cache():
         if phase.between.columns:  # as the loop does: the host has a part between the halves
@@ -104,10 +104,10 @@ def compile_step(built: Build) -> Compiled:
             drawn = phase.between.abstract(drawn, rows)
             lowered = [
                 jax.jit(step.draw_step, out_shardings=rows).lower(state, batch),
-                jax.jit(step.learn, **finish).lower(state, drawn),
+                jax.jit(step.learn_with_evidence, **finish).lower(state, drawn),
             ]
         else:
-            lowered = [jax.jit(step, **finish).lower(state, batch)]
+            lowered = [jax.jit(step.with_evidence, **finish).lower(state, batch)]
         tokens = built.sample.keywords["max_tokens"] if built.sample else 0
         platform = mesh.devices.flat[0].platform
         parts = [_compile(one, platform, tokens) for one in lowered]

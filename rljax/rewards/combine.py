@@ -35,7 +35,7 @@ def weighted_sum(
     def score(rollout: Rollout):
         total = jnp.zeros(rollout.tokens.shape[0])
         counted, judged = jnp.ones(total.shape, bool), jnp.zeros(total.shape, bool)
-        metrics, correct = {}, None
+        metrics, each, correct = {}, {}, None
         for name, reward in rewards.items():
             values = _call(name, reward, rollout)
             measured = ~rollout.greedy
@@ -60,8 +60,9 @@ def weighted_sum(
                 masked_mean(jnp.square(values - mean), measured)
             )
             metrics[f"rewards/{name}/nonfinite"] = (~jnp.isfinite(values)).sum()
+            each[name] = values
             total += weights.get(name, 1.0) * values
-        return Scored(total, correct, counted & judged, metrics)
+        return Scored(total, correct, counted & judged, metrics, each)
 
     return score
 

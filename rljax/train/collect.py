@@ -17,11 +17,14 @@ from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
 from rljax.losses import Correction, explained_variance
 from rljax.sharding import map_rows, spread_rows
+from rljax.train.guard import examine_rollout
 from rljax.trees import by_path, role_params
 from rljax.types import (
     REWARD_CROPPED,
     REWARD_TOKENS,
+    ROW,
     Estimate,
+    Evidence,
     Experience,
     Metrics,
     Prompts,
@@ -38,9 +41,18 @@ from rljax.types import (
 Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=...)
 ScoreRollout = Callable[[TrainState, Rollout], Scored]
 Draw = Callable[[TrainState, PyTree, PRNGKeyArray], PyTree]  # batch -> rollout
-Appraise = Callable[
-    [TrainState, PyTree], tuple[Experience, State, Metrics]
-]  # rollout -> experience, the new shaping state, metrics
+
+
+class Appraised(NamedTuple):
+    """What there is to learn from a rollout, and what is at fault in it."""
+
+    experience: Experience
+    shaping: State  # the new one
+    metrics: Metrics
+    evidence: Evidence
+
+
+Appraise = Callable[[TrainState, PyTree], Appraised]  # of a rollout, or of given rows
 
 
 class Judged(NamedTuple):
@@ -171,7 +183,7 @@ def make_appraise(
             rows = (rollout.tokens, rollout.mask)
             values = map_rows(lambda rows: token_values(value.model, params, *rows), rows, parts)
             rollout = rollout.replace(values=values)
-        rollout, _, rewards, shaping_state, metrics = judge(state, rollout)
+        rollout, scored, rewards, shaping_state, metrics = judge(state, rollout)
         logprobs, importance = rollout.logprobs, None
         if correction is not None:
             logprobs = _logprobs(roles["policy"], state, rollout, temperature, parts)
@@ -195,7 +207,11 @@ def make_appraise(
             advantages=advantages,
             returns=returns,
         )
-        return experience, shaping_state, metrics
+        source = {"prompt_index": rollout.group}
+        if ROW in rollout.extras:
+            source["data_row"] = rollout.extras[ROW]
+        evidence = examine_rollout(rollout, scored, rewards, experience).replace(source=source)
+        return Appraised(experience, shaping_state, metrics, evidence)
 
     return appraise
 
@@ -208,8 +224,12 @@ def without_yardsticks(appraise: Appraise, group_size: int) -> Appraise:
         return spread_rows(groups[:, 1:].reshape(-1, *column.shape[1:]))
 
     def appraise_rest(state: TrainState, rollout: Rollout):
-        experience, shaping_state, metrics = appraise(state, rollout)
-        return jax.tree.map(drop, experience), shaping_state, metrics
+        appraised = appraise(state, rollout)
+        evidence = appraised.evidence
+        return appraised._replace(
+            experience=jax.tree.map(drop, appraised.experience),
+            evidence=evidence.replace(learned=drop(evidence.learned)),
+        )
 
     return appraise_rest
 

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rljax.logprobs import token_logprobs
 from rljax.masked import masked_sum
 from rljax.sharding import map_rows, split_rows
-from rljax.train.collect import Appraise
+from rljax.train.collect import Appraise, Appraised
 from rljax.train.forward import Forward
+from rljax.train.guard import examine_given
 from rljax.train.update import weighted
 from rljax.trees import role_params
 from rljax.types import (
@@ -50,7 +51,7 @@ def make_appraise_given(
         if needs_reference:
             batch = with_reference(roles["reference"], state.trees, batch, microbatches)
         if baseline is None:
-            return batch, state.shaping, {}
+            return Appraised(batch, state.shaping, {}, examine_given(batch))
         rows = batch.mismatched if baseline.mismatched else batch
         logprobs = given_logprobs(roles["policy"], state.trees, rows, microbatches)
         ratios = masked_sum(logprobs - rows.ref_logprobs, rows.action_mask, axis=-1)
@@ -58,7 +59,8 @@ def make_appraise_given(
             ratios, rows.action_mask.any(axis=-1), state.shaping
         )
         value = jnp.broadcast_to(value, ratios.shape)
-        return batch.replace(baseline=value, mismatched=None), shaping, metrics
+        batch = batch.replace(baseline=value, mismatched=None)
+        return Appraised(batch, shaping, metrics, examine_given(batch, ratios))
 
     return appraise
 
@@ -108,15 +110,15 @@ def make_measure(
     """
 
     def measure(state: TrainState, batch: Experience):
-        batch, _, appraised = appraise(state, batch)
-        batch = weighted(batch, weigh)
+        appraised = appraise(state, batch)
+        batch = weighted(appraised.experience, weigh)
 
         def of_rows(rows: Experience) -> Metrics:
             total, metrics = loss(forward(state.trees, rows), rows)
             return metrics if by_tokens else {"loss": total, **metrics}
 
         parts = jax.lax.map(of_rows, split_rows(batch, microbatches))
-        metrics = appraised | jax.tree.map(jnp.sum, parts)
+        metrics = appraised.metrics | jax.tree.map(jnp.sum, parts)
         learned = batch.action_mask if batch.data_weights is None else batch.data_weights
         return metrics, learned.sum() if by_tokens else learned.any(axis=-1).sum()
 

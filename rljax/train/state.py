@@ -25,6 +25,7 @@ def init_state(
     params, frozen = jax.tree.map(jnp.copy, (params, frozen or {}))
     return TrainState(
         step=jnp.int32(0),
+        skipped=jnp.int32(0),
         key=key,
         params=params,
         frozen=frozen,
@@ -60,6 +61,7 @@ def state_shardings(
     params, spread = of(abstract.params), of(abstract.params, MOMENTS)
     return TrainState(
         step=whole,
+        skipped=whole,
         key=whole,
         params=params,
         frozen=of(abstract.frozen),

@@ -1,17 +1,31 @@
-"""Learning from experience: epochs × minibatches × micro-batches, scanned."""
+"""Learning from experience: epochs × minibatches × micro-batches, scanned.
+
+An update that would bring numbers into the parameters that are not finite, or that is beyond a
+limit, is left out.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from rljax.errors import UserError, multiples
 from rljax.losses.aggregate import token_weights
 from rljax.sharding import split_rows
 from rljax.train.forward import Forward
+from rljax.train.guard import (
+    NO_LIMITS,
+    Limits,
+    Updates,
+    distance,
+    faults_of,
+    mean_of_applied,
+    output_column,
+)
 from rljax.types import (
     Experience,
     Loss,
@@ -22,7 +36,16 @@ from rljax.types import (
     Weigh,
 )
 
-Update = Callable[[TrainState, Experience, PRNGKeyArray], tuple[TrainState, Metrics]]
+# (state, experience, key, whether the experience is sound) -> state, metrics, what was seen
+Update = Callable[..., tuple[TrainState, Metrics, Updates]]
+
+
+class Sums(NamedTuple):
+    """What adds up over the micro-batches of an update."""
+
+    loss: Float[Array, ""]
+    kl: Float[Array, ""]  # 0 where no limit asks for it
+    metrics: Metrics
 
 
 def make_update(
@@ -32,6 +55,7 @@ def make_update(
     optimizers: Optimizers,
     mark: Mark | None = None,
     together: int = 1,
+    limits: Limits = NO_LIMITS,
     /,
     *,
     epochs: int = 1,
@@ -44,6 +68,10 @@ def make_update(
     Token weights are made over the whole minibatch, so that the number of micro-batches bounds
     memory and changes nothing else.
 
+    Where a loss, a gradient or what it is made of is not finite, or beyond the ``limits``, the
+    parameters and the optimizer's state stay as they are, and metrics are means over the updates
+    that were applied. If the experience is not sound, none is.
+
     Args:
       forward: (all parameters by name, trained or frozen, rows) -> Outputs.
       weigh: which tokens are learned from, or how much each weighs by the data, and segments if
@@ -53,26 +81,52 @@ def make_update(
     if min(epochs, minibatches, microbatches) < 1:
         raise UserError("update: epochs, minibatches and microbatches must be at least 1")
 
-    def minibatch_update(frozen, carry, minibatch: tuple[Experience, PRNGKeyArray]):
-        params, opt_state = carry
-        batch, key = minibatch
-        batch = weighted(batch, weigh)
-        batch = batch.replace(marked=mark(batch, key) if mark else None)
-
-        def objective(params, batch: Experience):
-            return loss(forward(frozen | params, batch), batch)
-
-        gradients, metrics = _summed_gradients(objective, params, split_rows(batch, microbatches))
+    def apply(params, opt_state, gradients):
         new_params, new_opt_state = {}, {}
         for role, gradient in gradients.items():
             updates, new_opt_state[role] = optimizers[role].update(
                 gradient, opt_state[role], params[role]
             )
             new_params[role] = optax.apply_updates(params[role], updates)
-            metrics[f"{role}/grad_norm"] = optax.tree.norm(gradient)
-        return (new_params, new_opt_state), metrics
+        return new_params, new_opt_state
 
-    def update(state: TrainState, experience: Experience, key: PRNGKeyArray):
+    def keep(params, opt_state, gradients):
+        return params, opt_state
+
+    def minibatch_update(frozen, sound, carry, minibatch):
+        params, opt_state = carry
+        batch, rows, key = minibatch
+        batch = weighted(batch, weigh)
+        batch = batch.replace(marked=mark(batch, key) if mark else None)
+
+        def objective(params, batch: Experience):
+            outputs = forward(frozen | params, batch)
+            total, metrics = loss(outputs, batch)
+            kl = jnp.float32(0) if limits.max_kl is None else distance(outputs, batch)
+            return total, (Sums(total, kl, metrics), output_column(outputs, batch))
+
+        gradients, sums, column = _summed_gradients(
+            objective, params, split_rows(batch, microbatches)
+        )
+        norms = {
+            f"{role}/grad_norm": optax.tree.norm(gradient) for role, gradient in gradients.items()
+        }
+        column = jnp.where(sound, column, -1)
+        applied, faults = faults_of(sound, column, sums.loss, norms, sums.kl, limits)
+        # Of two branches one is taken, so that nothing has to be held twice to choose from.
+        carry = jax.lax.cond(applied, apply, keep, params, opt_state, gradients)
+        figures = {"loss": sums.loss, **norms}
+        if limits.max_kl is not None:
+            figures["kl"] = sums.kl
+        return carry, (sums.metrics | norms, Updates(rows, column, faults, applied, figures))
+
+    def update(
+        state: TrainState,
+        experience: Experience,
+        key: PRNGKeyArray,
+        sound: Bool[Array, ""] | bool = True,
+    ):
+        sound = jnp.asarray(sound)
         rows = experience.tokens.shape[0]
         check_rows(rows // together, minibatches, microbatches)
 
@@ -81,16 +135,18 @@ def make_update(
             if together > 1:
                 order = (order[:, None] * together + jnp.arange(together)).reshape(-1)
             shuffled = jax.tree.map(lambda x: x[order], experience)
-            learn = functools.partial(minibatch_update, state.frozen)
+            learn = functools.partial(minibatch_update, state.frozen, sound)
             keys = jax.random.split(jax.random.fold_in(epoch_key, 1), minibatches)
-            return jax.lax.scan(learn, carry, (split_rows(shuffled, minibatches), keys))
+            parts = split_rows(shuffled, minibatches), order.reshape(minibatches, -1), keys
+            return jax.lax.scan(learn, carry, parts)
 
-        (params, opt_state), metrics = jax.lax.scan(
+        (params, opt_state), (metrics, updates) = jax.lax.scan(
             epoch, (state.params, state.opt_state), jax.random.split(key, epochs)
         )
         return (
             state.replace(params=params, opt_state=opt_state),
-            jax.tree.map(jnp.mean, metrics),
+            mean_of_applied(metrics, updates.applied),
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), updates),
         )
 
     return update
@@ -117,16 +173,22 @@ def check_rows(rows: int, minibatches: int, microbatches: int, shards: int = 1) 
 
 
 def _summed_gradients(objective, params, microbatches: Experience):
-    """Gradients and metrics, summed over the leading axis of ``microbatches``."""
-    gradient = jax.grad(objective, has_aux=True)
+    """Gradients and ``Sums``, summed over the leading axis of ``microbatches``, and the columns of
+    all rows."""
+
+    def gradient(batch: Experience):
+        gradients, (sums, column) = jax.grad(objective, has_aux=True)(params, batch)
+        return (gradients, sums), column
+
+    first = jax.tree.map(lambda x: x[0], microbatches)
     if microbatches.tokens.shape[0] == 1:
-        return gradient(params, jax.tree.map(lambda x: x[0], microbatches))
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], microbatches)),
-    )
+        total, column = gradient(first)
+        return *total, column
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, first)[0])
 
     def add(total, batch):
-        return jax.tree.map(jnp.add, total, gradient(params, batch)), None
+        more, column = gradient(batch)
+        return jax.tree.map(jnp.add, total, more), column
 
-    return jax.lax.scan(add, zeros, microbatches)[0]
+    total, columns = jax.lax.scan(add, zeros, microbatches)
+    return *total, columns.reshape(-1)

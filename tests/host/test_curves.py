@@ -17,6 +17,7 @@ SAMPLED = [{"step": 1, "reward_mean": 0.5, "accuracy": 0.5, "length_mean": 9.0}]
         (GIVEN, [{"step": 0}], ["loss"]),
         (SAMPLED, [], ["reward per response", "accuracy", "response length (tokens)"]),
         ([], [{"step": 0}], []),
+        ([{"step": 1, "policy/nll": None}, *GIVEN], [{"step": 0, "heldout/loss": None}], ["loss"]),
     ],
 )
 def test_only_what_a_run_has_is_drawn(records, evaluations, titles, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """What the loop does when it is to stop, and where a batch's rows come from on several hosts."""
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -10,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import no_evidence
 
 from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.guard import Guard
 from rljax.host.loop import CompiledStep, run_steps
 from rljax.host.metrics import Records
 from rljax.host.stopping import Stopped, Stopping
@@ -52,7 +53,25 @@ class Counting(CompiledStep):
         return batch
 
     def __call__(self, state, batch):
-        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}
+        return state.replace(step=state.step + 1), {"count": jnp.float32(batch)}, None
+
+
+class Skipping(Counting):
+    """A step that leaves its update out in every step of ``bad``."""
+
+    def __init__(self, *bad: int):
+        self.bad = bad
+
+    def __call__(self, state, batch):
+        step = int(state.step) + 1
+        skipped = state.skipped + 1 if step in self.bad else jnp.int32(0)
+        metrics = {
+            "guard/skipped_updates": jnp.int32(step in self.bad),
+            "guard/skipped_in_a_row": skipped,
+            "guard/bad_losses": jnp.int32(step in self.bad),
+            "policy/loss": jnp.float32(jnp.nan if step in self.bad else 1.0),
+        }
+        return state.replace(step=state.step + 1, skipped=skipped), metrics, no_evidence()
 
 
 class Kept(Checkpoints):
@@ -70,15 +89,19 @@ class Kept(Checkpoints):
     def wait(self):
         self.log.append(None)
 
+    def latest(self):
+        return max((step for step, _ in filter(None, self.log)), default=None)
 
-def run(**calls) -> list:
+
+def run(step=None, errors=None, skipped=0, **calls) -> list:
     """What six steps save, until they stop."""
     kept, key = Kept(), jax.random.key(0)
-    state = TrainState(step=jnp.int32(0), key=key, params={}, frozen={}, opt_state={}, shaping=())
+    zero = jnp.int32(0)
+    state = TrainState(zero, zero + skipped, key, params={}, frozen={}, opt_state={}, shaping=())
     calls = {"on_step": lambda step, metrics: None, "on_state": lambda step, state: None} | calls
-    with contextlib.suppress(Stopped, UserError):
+    try:
         run_steps(
-            Counting(),
+            step or Counting(),
             state,
             lambda step: np.float32(step),
             steps=6,
@@ -87,6 +110,9 @@ def run(**calls) -> list:
             progress=dict,
             **calls,
         )
+    except (Stopped, UserError) as error:
+        if errors is not None:
+            errors.append(str(error))
     return kept.log
 
 
@@ -125,6 +151,66 @@ def test_an_error_saves_nothing():
         raise UserError("no")
 
     assert run(on_state=fail) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "limit", "last"),
+    [
+        ((2, 3), 2, 3),
+        ((1, 3, 5), 2, None),  # not in a row
+        ((1, 2, 3, 4, 5, 6), 4, 4),
+        ((2, 3, 4), None, None),
+        ((6,), 1, 6),  # the last of all
+    ],
+)
+def test_so_many_bad_steps_in_a_row_stop_the_run_with_its_state_saved(bad, limit, last):
+    seen, evaluated, errors = [], [], []
+    log = run(
+        Skipping(*bad),
+        errors,
+        guard=Guard(max_skipped=limit),
+        on_step=lambda step, metrics: seen.append(step),
+        on_state=lambda step, state: evaluated.append(step),
+    )
+    assert seen == list(range(1, (last or 6) + 1))  # the last is recorded, too
+    if last is None:
+        assert (log[-2:], errors) == ([(6, 6), None], [])
+        return
+    assert log[-2:] == [(last, last), None]  # and waited for
+    assert evaluated == seen[:-1]
+    assert f"stopped at step {last}" in errors[0]
+    assert f"guard.max_skipped={limit}" in errors[0]
+
+
+def test_the_count_of_a_resumed_run_goes_on():
+    errors = []
+    run(Skipping(1), errors, skipped=2, guard=Guard(max_skipped=3))
+    assert "in 3 step(s) in a row" in errors[0]
+    run(Skipping(2, 3), errors, skipped=2, guard=Guard(max_skipped=3))
+    assert len(errors) == 1  # a good one was between
+
+
+def test_a_run_that_goes_back_saves_at_once_where_it_stands():
+    class Diverging(Skipping):
+        def __call__(self, state, batch):
+            state, metrics, evidence = super().__call__(state, batch)
+            return (
+                state,
+                metrics | {"guard/over_max_kl": metrics["guard/skipped_updates"]},
+                evidence,
+            )
+
+    def roll_back():
+        zero = jnp.int32(0)
+        return TrainState(
+            zero, zero, jax.random.key(0), params={}, frozen={}, opt_state={}, shaping=()
+        )
+
+    recorded = []
+    guard = Guard(None, "roll_back", roll_back=roll_back)
+    log = run(Diverging(3), guard=guard, on_step=lambda step, metrics: recorded.append(metrics))
+    assert log == [(3, 3), (4, 4), (6, 6), None]
+    assert [metrics.get("guard/rolled_back", 0.0) for metrics in recorded] == [0, 0, 1, 0, 0, 0]
 
 
 def test_each_host_makes_its_own_rows_and_together_they_are_the_batch():

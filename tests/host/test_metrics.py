@@ -1,6 +1,9 @@
 """The run's records: never lost, never twice, whatever the crash left behind."""
 
-from rljax.host.metrics import Records, read_records
+import json
+import math
+
+from rljax.host.metrics import Records, json_text, read_records
 
 
 def steps(path):
@@ -67,3 +70,15 @@ def test_a_new_run_starts_anew(tmp_path):
     filled(path, 2)
     Records(path).close()
     assert steps(path) == []
+
+
+def test_a_number_that_is_not_finite_is_null_wherever_it_stands(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = Records(path)
+    records.write({"step": 1, "loss": math.nan, "norm": -math.inf, "name": "nan", "reward": 0.5})
+    records.close()
+    assert read_records(path) == [
+        {"step": 1, "loss": None, "norm": None, "name": "nan", "reward": 0.5}
+    ]
+    nested = {"before": {"x": math.inf}, "rows": [1.0, math.nan, True]}
+    assert json.loads(json_text(nested)) == {"before": {"x": None}, "rows": [1.0, None, True]}

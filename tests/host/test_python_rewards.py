@@ -275,10 +275,10 @@ def test_verl_3290_a_failed_reward_silently_scored_0(pool):
     rollout = rollout_of(["2", "raise", "0"])
     scored = make_scorer(right(), ROWS, TOKENIZER, pool, lambda line: None)(rollout)
     compiled = {"right": lambda rollout: rollout.extras[PYTHON_REWARD + "right"]}
-    raw, _, counted, metrics = weighted_sum(compiled, {})(scored)
+    raw, _, counted, metrics, _ = weighted_sum(compiled, {})(scored)
     assert counted.tolist() == [True, False, True]
     assert (metrics["rewards/right/failed"], metrics["rewards/right/mean"]) == (1, 0.5)
-    raw, _, counted, metrics = weighted_sum(compiled, {}, {"right": -0.25})(scored)
+    raw, _, counted, metrics, _ = weighted_sum(compiled, {}, {"right": -0.25})(scored)
     assert counted.all()
     assert raw.tolist() == [1.0, -0.25, 0.0]
     assert metrics["rewards/right/failed"] == 1
@@ -576,7 +576,10 @@ def test_a_run_that_stops_shows_the_traceback_the_row_and_the_response(pool, cap
         reports(pool, right(max_failed_share=0.0), rollout_of(["2", "raise"]), rows)
     shown = capfd.readouterr().err.splitlines()
     here = [line.strip() for line in SOURCE.split("\n")].index('raise ValueError("too much")') + 1
-    assert shown[:2] == ['reward "right", row 2 of the data:', "Traceback (most recent call last):"]
+    assert shown[:2] == [
+        'rljax: reward "right", row 2 of the data:',
+        "Traceback (most recent call last):",
+    ]
     assert shown[2].endswith(f'scored.py", line {here}, in right')
     assert shown[3:-2] == ['    raise ValueError("too much")', "ValueError: too much"]
     assert shown[-2].startswith('row: {"prompt": "ppp')
@@ -588,7 +591,7 @@ def test_without_a_traceback_the_reason_stands_there(pool, capfd):
     with pytest.raises(UserError):
         reports(pool, right(max_failed_share=0.0), rollout_of(["die"]))
     assert capfd.readouterr().err.splitlines() == [
-        'reward "right", row 1 of the data:',
+        'rljax: reward "right", row 1 of the data:',
         "its process died (exit code 3)",
         'row: {"prompt": "1+1=", "answer": "2"}',
         'response: "die"',

@@ -31,6 +31,7 @@ def best_step(figures, mode="max"):
         ([NAN, 0.5, NAN, 0.75], 12, 4),  # a number is better than none
         ([-1.0, NAN, -math.inf, math.inf], 12, 8),
         ([NAN, NAN], None, None),
+        ([None, 0.5, None], 4, 4),  # as one is read from a file
         ([], None, None),
     ],
 )

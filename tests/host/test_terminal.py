@@ -22,9 +22,15 @@ def cells(line):
 
 def test_a_figure_that_was_not_measured_is_empty_and_not_0(shown):
     terminal, lines = shown
-    terminal.before_after({"reward": 0.0, "early": 0.5}, {"reward": 0.25, "late": 1.0})
+    terminal.before_after({"reward": 0.0, "early": 0.5}, {"reward": 0.25, "late": None})
     rows = [cells(line) for line in lines() if "│" in line]
-    assert rows == [["reward", "0.00", "0.25"], ["early", "0.50", ""], ["late", "", "1.00"]]
+    assert rows == [["reward", "0.00", "0.25"], ["early", "0.50", ""], ["late", "", ""]]
+
+
+def test_a_line_is_json_also_where_a_number_is_not_finite(capsys):
+    with Terminal().phase("train", 1, 0) as bar:
+        bar.step(1, {"reward": float("nan")})
+    assert capsys.readouterr().out.endswith('"of": 1, "reward": null}\n')
 
 
 def test_a_long_name_of_a_source_is_shown_in_full_and_no_markup(shown):

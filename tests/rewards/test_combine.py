@@ -18,7 +18,7 @@ REWARDS = {
 
 
 def test_trl_5352_the_logged_reward_ignored_its_weights():
-    total, _, _, metrics = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
+    total, _, _, metrics, _ = weighted_sum(REWARDS, {"correct": 2.0, "length": -0.5})(ROLLOUT)
     assert total.tolist() == [1.5, -1.0, 0.5]
     assert float(metrics["rewards/length/mean"]) == 2.0
     np.testing.assert_allclose(metrics["rewards/length/std"], np.sqrt(2 / 3), rtol=1e-6)
@@ -26,15 +26,15 @@ def test_trl_5352_the_logged_reward_ignored_its_weights():
 
 
 def test_a_missing_weight_is_one_and_a_zero_weight_still_measures():
-    total, _, _, metrics = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
+    total, _, _, metrics, _ = weighted_sum(REWARDS, {"length": 0.0})(ROLLOUT)
     assert total.tolist() == [1.0, 0.0, 1.0]
     assert float(metrics["rewards/length/mean"]) == 2.0
 
 
 def test_compiled_equals_eager():
     score = weighted_sum(REWARDS, {"length": 0.3})
-    total, _, _, metrics = score(ROLLOUT)
-    compiled, *_, compiled_metrics = jax.jit(score)(ROLLOUT)
+    total, _, _, metrics, _ = score(ROLLOUT)
+    compiled, *_, compiled_metrics, _ = jax.jit(score)(ROLLOUT)
     np.testing.assert_allclose(compiled, total, rtol=1e-6)
     assert metrics.keys() == compiled_metrics.keys()
     for name, value in metrics.items():
@@ -86,7 +86,7 @@ def test_a_reward_may_refuse_in_its_own_words():
 def test_values_that_are_not_finite_are_counted_by_reward(weight):
     """The run stops on the count, which must name the right reward, whatever its weight."""
     bad = {"bad": lambda rollout: jnp.array([jnp.nan, 1.0, -jnp.inf])}
-    *_, metrics = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
+    *_, metrics, _ = jax.jit(weighted_sum(bad | REWARDS, {"bad": weight}))(ROLLOUT)
     counts = {k: int(v) for k, v in metrics.items() if k.endswith("/nonfinite")}
     assert counts == {
         "rewards/bad/nonfinite": 2,
@@ -98,7 +98,7 @@ def test_values_that_are_not_finite_are_counted_by_reward(weight):
 def test_correct_is_the_first_reward_above_one_half_whatever_its_weight():
     first = {"task": lambda rollout: jnp.array([1.0, 0.0, 0.5])}
     score = weighted_sum(first | {"style": lambda rollout: jnp.ones(3)}, {"task": 0.1})
-    total, correct, _, _ = score(ROLLOUT)
+    total, correct, *_ = score(ROLLOUT)
     np.testing.assert_allclose(total, [1.1, 1.0, 1.05], rtol=1e-6)
     assert correct.tolist() == [True, False, False]
 
@@ -109,7 +109,7 @@ IN_PYTHON = {"text": lambda rollout: rollout.extras[f"{PYTHON_REWARD}text"]}
 
 
 def test_verl_a_failed_reward_function_silently_scores_0():
-    total, correct, counted, metrics = weighted_sum(IN_PYTHON, {"text": 2.0})(ANSWERED)
+    total, correct, counted, metrics, _ = weighted_sum(IN_PYTHON, {"text": 2.0})(ANSWERED)
     assert counted.tolist() == [True, False, False]  # nor does any reward apply to the last
     assert total.tolist() == [1.0, 0.0, 0.0]
     assert not correct.any()
@@ -120,7 +120,7 @@ def test_verl_a_failed_reward_function_silently_scores_0():
 
 
 def test_a_failure_is_worth_what_the_config_says_and_still_counted_as_one():
-    total, _, counted, metrics = weighted_sum(IN_PYTHON, {}, {"text": -1.0})(ANSWERED)
+    total, _, counted, metrics, _ = weighted_sum(IN_PYTHON, {}, {"text": -1.0})(ANSWERED)
     assert counted.tolist() == [True, True, False]
     assert total.tolist() == [0.5, -1.0, 0.0]
     assert float(metrics["rewards/text/failed"]) == 1
@@ -130,13 +130,13 @@ def test_a_failure_is_worth_what_the_config_says_and_still_counted_as_one():
 def test_a_yardstick_is_in_no_mean():
     greedy = ROLLOUT.replace(greedy=jnp.array([True, False, False]))
     score = weighted_sum({"mine": lambda rollout: jnp.array([9.0, 1.0, 3.0])}, {})
-    *_, metrics = score(greedy)
+    *_, metrics, _ = score(greedy)
     assert float(metrics["rewards/mine/mean"]) == 2.0
 
 
 def test_a_response_counts_if_any_reward_applies_to_it():
     both = {**IN_PYTHON, "whole": lambda rollout: jnp.ones(3)}
-    total, _, counted, metrics = weighted_sum(both, {})(ANSWERED)
+    total, _, counted, metrics, _ = weighted_sum(both, {})(ANSWERED)
     assert counted.tolist() == [True, False, True]
     assert total.tolist() == [1.5, 1.0, 1.0]
     assert float(metrics["rewards/text/not_applicable"]) == 1

@@ -22,7 +22,17 @@ from rljax.train import (
     make_score,
     without_yardsticks,
 )
-from rljax.types import REWARD_CROPPED, REWARD_TOKENS, Model, Prompts, Role, Rollout, Scored
+from rljax.train.collect import Appraised
+from rljax.types import (
+    REWARD_CROPPED,
+    REWARD_TOKENS,
+    Evidence,
+    Model,
+    Prompts,
+    Role,
+    Rollout,
+    Scored,
+)
 
 # A network without context: the logits of the next token are a row of a table, by the token before.
 
@@ -83,14 +93,28 @@ def test_each_group_begins_with_its_greedy_row_if_there_is_a_yardstick(yardstick
 
 def test_without_yardsticks_the_rows_behind_each_first_are_left():
     def appraise(state, rollout):
-        return {"row": rollout.group, "tokens": rollout.tokens}, "shaping", {"metric": 1}
+        seen = Evidence(
+            rollout.tokens,
+            rollout.mask,
+            rollout.action_mask,
+            logprobs=rollout.logprobs,
+            bad={},
+            column=rollout.group,
+            figures={},
+            source={},
+            learned=rollout.group,
+        )
+        rows = {"row": rollout.group, "tokens": rollout.tokens}
+        return Appraised(rows, "shaping", {"metric": 1}, seen)
 
     rollout = make_rollout([1] * 9).replace(tokens=jnp.arange(72).reshape(9, 8))
-    rest, shaping, metrics = without_yardsticks(appraise, 2)(STATE, rollout)
+    rest, shaping, metrics, evidence = without_yardsticks(appraise, 2)(STATE, rollout)
     kept = [1, 2, 4, 5, 7, 8]
     assert rest["row"].tolist() == kept
     np.testing.assert_array_equal(rest["tokens"], rollout.tokens[jnp.array(kept)])
     assert (shaping, metrics) == ("shaping", {"metric": 1})
+    assert len(evidence.tokens) == 9  # a yardstick may be at fault, too
+    assert evidence.learned.tolist() == kept
 
 
 # make_score, make_judge
@@ -190,7 +214,7 @@ def appraise(rollout=DRAWN, *, correction=None, roles=("policy", "reference"), *
         temperature=TEMPERATURE,
         correction=correction,
     )
-    return appraise_it(with_shaping(**stages), rollout)
+    return appraise_it(with_shaping(**stages), rollout)[:3]
 
 
 STALE = DRAWN.replace(logprobs=jnp.where(DRAWN.action_mask, -1.0, 0.0))
@@ -245,7 +269,9 @@ def test_rejected_rows_have_no_tokens_and_enter_no_statistics():
     def judge(state, rollout):
         judged = judge_by()(state, DRAWN)
         rewards = jax.tree.map(lambda x: x[rows], judged.rewards)
-        return judged._replace(rollout=rollout, rewards=rewards.replace(counted=rows >= 0))
+        scored = judged.scored._replace(raw=RAW[rows], counted=rows >= 0)
+        rewards = rewards.replace(counted=rows >= 0)
+        return judged._replace(rollout=rollout, scored=scored, rewards=rewards)
 
     def correct(logprobs, rollout, counted):
         return jnp.ones(logprobs.shape), jnp.array([True, True, False]), {}
@@ -257,10 +283,10 @@ def test_rejected_rows_have_no_tokens_and_enter_no_statistics():
         functools.partial(group_relative, scale="none"),
         temperature=TEMPERATURE,
     )
-    experience, _, _ = make(correction=correct)(STATE, three)
+    experience, *_ = make(correction=correct)(STATE, three)
     assert experience.advantages[:, 2].tolist() == [0.5, -0.5, 0.0]
     assert experience.action_mask.any(axis=-1).tolist() == [True, True, False]
-    everything, _, _ = make()(STATE, three)
+    everything, *_ = make()(STATE, three)
     assert everything.advantages[:, 2].tolist() == [0.0, -1.0, 1.0]
 
 

@@ -70,7 +70,7 @@ def test_ktos_baseline_is_of_mismatched_rows_whatever_the_microbatches(microbatc
     appraise = make_appraise_given(
         ROLES, needs_reference=True, baseline=algorithm.baseline, microbatches=microbatches
     )
-    batch, shaping, metrics = jax.jit(appraise)(state(), BATCH)
+    batch, shaping, metrics, _ = jax.jit(appraise)(state(), BATCH)
     expected = max(ratios(TOKENS[::-1])[:7].mean(), 0.0)
     assert expected > 0
     np.testing.assert_allclose(metrics["kto/kl"], expected, rtol=1e-5)
@@ -86,24 +86,24 @@ def test_bcos_baseline_is_of_the_rows_and_carried_on():
     algorithm = bco(beta=0.5)
     appraise = make_appraise_given(ROLES, needs_reference=True, baseline=algorithm.baseline)
     batch = BATCH.replace(mismatched=None)
-    first, shaping, _ = appraise(state(algorithm.baseline.init()), batch)
+    first, shaping, *_ = appraise(state(algorithm.baseline.init()), batch)
     mean = 0.5 * ratios(TOKENS)[:7].mean()
     np.testing.assert_allclose(first.baseline, np.full(8, mean), rtol=1e-5)
     assert float(shaping.count) == 7
     half = batch.replace(action_mask=jnp.asarray(LEARNED & (np.arange(8) < 2)[:, None]))
-    second, shaping, _ = appraise(state(shaping), half)
+    second, shaping, *_ = appraise(state(shaping), half)
     mean = 0.5 * (ratios(TOKENS)[:7].sum() + ratios(TOKENS)[:2].sum()) / 9
     np.testing.assert_allclose(second.baseline, np.full(8, mean), rtol=1e-5)
 
 
 def test_a_batch_that_brings_its_reference_needs_none():
     roles = {"policy": ROLES["policy"]}
-    whole, _, _ = make_appraise_given(ROLES, needs_reference=True)(state(), BATCH)
+    whole, *_ = make_appraise_given(ROLES, needs_reference=True)(state(), BATCH)
     assert whole.ref_logprobs is not None
     assert whole.mismatched.ref_logprobs is not None
     appraise = make_appraise_given(roles, baseline=kto().baseline)
-    alone, _, _ = appraise(state().replace(frozen={}), whole)
-    expected, _, _ = make_appraise_given(ROLES, needs_reference=True, baseline=kto().baseline)(
+    alone, *_ = appraise(state().replace(frozen={}), whole)
+    expected, *_ = make_appraise_given(ROLES, needs_reference=True, baseline=kto().baseline)(
         state(), BATCH
     )
     np.testing.assert_allclose(alone.baseline, expected.baseline, rtol=1e-6)

@@ -107,11 +107,11 @@ def test_easydel_recompiled_every_step():
             events.append(name)
 
     with jax.set_mesh(built.mesh):
-        state, _ = step(state, step.prepare(state, built.train.batches[0]))
+        state, _, _ = step(state, step.prepare(state, built.train.batches[0]))
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:
             for index in range(1, 8):
-                state, _ = step(state, step.prepare(state, built.train.batches[index]))
+                state, _, _ = step(state, step.prepare(state, built.train.batches[index]))
             assert events == []
             jax.jit(lambda x: x * 3)(1.0)
             assert events  # the listener does hear a compilation
@@ -133,8 +133,8 @@ def test_tunix_every_step_drew_the_same_noise():
     state, step = begin_training(built)
     with jax.set_mesh(built.mesh):
         batch = step.prepare(state, built.train.batches[0])
-        state, first = step(state, batch)
-        _, second = step(state, batch)
+        state, first, _ = step(state, batch)
+        _, second, _ = step(state, batch)
     assert float(first["policy/entropy"]) != float(second["policy/entropy"])
     assert float(first["length_mean"]) != float(second["length_mean"])
 
@@ -173,7 +173,7 @@ def test_a_reference_in_the_hosts_memory_changes_nothing(one_device):
     state, step = begin_training(built)
     with jax.set_mesh(built.mesh):
         for index in range(2):
-            state, metrics = step(state, step.prepare(state, built.train.batches[index]))
+            state, metrics, _ = step(state, step.prepare(state, built.train.batches[index]))
     (kinds,) = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.frozen["reference"])}
     assert kinds == "pinned_host"
     others = (state.params, state.opt_state)

@@ -55,7 +55,7 @@ def count_rows(seed=0, **counts):
     mask = jnp.ones(tokens.shape, bool)
     update = jax.jit(make_update(forward, loss, weigh, optimizers, **counts))
     experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
-    new_state, _ = update(state, experience, jax.random.key(seed))
+    new_state, _, _ = update(state, experience, jax.random.key(seed))
     return new_state
 
 
@@ -122,7 +122,7 @@ def learn(optimizers, mode="token-mean", **counts):
     norm = 4.0 if mode == "seq-mean-token-sum-norm" else None
     update = make_update(forward, loss, make_weigh(mode, norm), optimizers, **counts)
     state = init_state(key=jax.random.key(0), params=PARAMS, optimizers=optimizers)
-    return jax.jit(update)(state, EXPERIENCE, jax.random.key(1))
+    return jax.jit(update)(state, EXPERIENCE, jax.random.key(1))[:2]
 
 
 def slopes_by_hand(rows=slice(None)):
@@ -203,7 +203,7 @@ def marked_updates(mark, **counts):
         key=jax.random.key(9), params={"policy": jnp.zeros(ROWS)}, optimizers=optimizers
     )
     experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
-    state, _ = jax.jit(update)(state, experience, jax.random.key(0))
+    state, _, _ = jax.jit(update)(state, experience, jax.random.key(0))
     return np.asarray(state.opt_state["policy"][1])
 
 
@@ -269,7 +269,7 @@ def covariant(make, microbatches):
         optimizers=optimizers,
         frozen={"value": PARAMS["value"]},
     )
-    state, metrics = jax.jit(update)(state, experience, jax.random.key(1))
+    state, metrics, _ = jax.jit(update)(state, experience, jax.random.key(1))
     return state.opt_state["policy"][1]["slope"], metrics
 
 
@@ -348,6 +348,6 @@ def test_rows_that_belong_together_stay_so_in_their_order():
         forward, loss, weigh, optimizers, None, 2, epochs=2, minibatches=2, microbatches=2
     )
     experience = Experience(tokens=tokens, mask=mask, action_mask=mask)
-    _, metrics = jax.jit(update)(state, experience, jax.random.key(0))
+    _, metrics, _ = jax.jit(update)(state, experience, jax.random.key(0))
     assert float(metrics["paired"]) == 4  # of each minibatch
     assert float(metrics["first"]) != (0 + 4 + 8 + 12) / 2  # which unshuffled ones would have
