@@ -15,6 +15,8 @@ from rljax.build import build
 from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
+from rljax.folder import open_folder
+from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
 from rljax.launch import DEFAULT_CONFIG, builtin_config
 from rljax.run import Run
@@ -71,7 +73,8 @@ def build_of(folder, *settings: str):
 def run(folder, *settings: str) -> None:
     built, config = build_of(folder, *settings)
     with jax.set_mesh(built.mesh):
-        Run(config, built, folder, Terminal(), lambda: None).run()
+        opened = open_folder(folder, config, built)
+        Run(config, built, folder, opened, Terminal(), Stopping()).run()
 
 
 def saved(folder, step: int) -> dict:

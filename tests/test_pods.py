@@ -15,6 +15,8 @@ from commands import pod, records
 
 from rljax.build import build
 from rljax.config import load_config
+from rljax.folder import open_folder
+from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
 from rljax.launch import DEFAULT_CONFIG, builtin_config
 from rljax.run import Run
@@ -70,7 +72,8 @@ def run_here(folder):
     config = load_config(path, [*SETTINGS, f"run_dir={folder}"])
     built = build(config, path.parent, jax.devices()[:4])
     with jax.set_mesh(built.mesh):
-        Run(config, built, folder, Terminal(quiet=True), lambda: None).run()
+        opened = open_folder(folder, config, built)
+        Run(config, built, folder, opened, Terminal(quiet=True), Stopping()).run()
 
 
 def params(folder, step=STEPS):
