@@ -284,7 +284,8 @@ class Run:
             checkpoints.wait()
             wanted, _ = laid_out(built, phase)
             state, _ = checkpoints.restore(wanted, checkpoints.latest_due())
-            self.terminal.say("rolled back", f"back to the state of step {int(state.step)}")
+            to = int(state.step)
+            self.terminal.say("rolled back", f"back to the state of step {to}", to_step=to)
             return state
 
         folder = self._folder(phase) / "bad_steps"
