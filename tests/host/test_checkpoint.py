@@ -103,7 +103,8 @@ def test_a_step_that_was_due_can_be_gone_back_to(tmp_path):
             checkpoints.save(step, state, {}, force=True)
         assert (checkpoints.latest(), checkpoints.latest_due()) == (9, 8)
         restored, _ = checkpoints.restore(abstract(), 8)
-    assert on_host(restored) == on_host(states[8])
+    restored, wanted = (state.replace(frozen={}) for state in (restored, states[8]))
+    assert on_host(restored) == on_host(wanted)
     save(tmp_path / "stopped", 3, every_steps=4, force=True)
     with opened(tmp_path / "stopped", every_steps=4) as checkpoints:
         assert checkpoints.latest_due() == 3
