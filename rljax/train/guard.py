@@ -1,4 +1,4 @@
-"""Numbers that must not reach the parameters: which rows and updates have them, and since where.
+"""Numbers that must not reach the parameters: which updates have them, and whose rows they are.
 
 A row is blamed for what comes first. A reward that is not finite makes every advantage of its
 group so: then its row is at fault, and not theirs.

@@ -48,7 +48,7 @@ def begin(key, width=4):
     _, opt_state = OPTIMIZERS["policy"].update(
         gradient, state.opt_state["policy"], params["policy"]
     )
-    return state.replace(step=jnp.int32(7), opt_state={"policy": opt_state})
+    return state.replace(step=jnp.int32(7), skipped=jnp.int32(2), opt_state={"policy": opt_state})
 
 
 def mesh_of(count, **sizes):
@@ -94,6 +94,22 @@ def saved(tmp_path_factory):
     folder, state = tmp_path_factory.mktemp("saved"), placed()
     save(folder, 7, state=state)
     return folder, state
+
+
+def test_a_step_that_was_due_can_be_gone_back_to(tmp_path):
+    """A resumed run would not be the same if it went back to one saved on being stopped."""
+    frozen = placed().frozen
+    states = {step: placed(seed=step).replace(frozen=frozen) for step in (4, 8, 9)}
+    with opened(tmp_path, every_steps=4, keep=3) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, {}, force=True)
+        assert (checkpoints.latest(), checkpoints.latest_due()) == (9, 8)
+        restored = checkpoints.restore(abstract(), checkpoints.latest_due())
+        assert steps_in(tmp_path) == [4, 8, 9]  # none was found to be damaged
+    assert on_host(restored.state) == on_host(states[8])
+    save(tmp_path / "stopped", 3, every_steps=4, force=True)
+    with opened(tmp_path / "stopped", every_steps=4) as checkpoints:
+        assert checkpoints.latest_due() == 3
 
 
 @pytest.mark.parametrize(
