@@ -44,10 +44,8 @@ def stopped(run: Path, settings: list[str]) -> None:
         part = run if steps_in(run / "checkpoints") else run / "warm_start"
         recorded = count_lines(part / "metrics.jsonl")
         saved = max(steps_in(part / "checkpoints"), default=None)
-        of = part.name if saved is not None else ""
-        row(
-            name, f"{seconds:.1f}", code, recorded, "nothing" if saved is None else f"{saved}, {of}"
-        )
+        kept = "nothing" if saved is None else f"{saved}, of {part.name}"
+        row(name, f"{seconds:.1f}", code, recorded, kept)
         expected = -signal.SIGTERM if name == "imports its libraries" else 75
         wrong += seconds > LIMIT_SECONDS or code != expected or recorded > (saved or 0)
     with running(run, settings) as (process,):

@@ -6,6 +6,7 @@ written once, beside the steps. Every leaf has a digest, which is compared when 
 
 import contextlib
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ class Checkpoints:
         What is frozen is written to ``frozen``, by default beside the steps. What there is to know
         ``about`` the run, as JSON, is saved with each step.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails raises, and is said once
         self.folder, self._every_steps, self._about = folder, every_steps, about
         self.save_seconds = 0.0  # that the longest save took which was waited for
         self._writes_frozen = frozen is None
@@ -247,7 +248,7 @@ def restore_parts(
 
     Raises ``UserError`` if there is no such checkpoint, or none that is sound.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     there = steps_in(folder)
     if (step is not None and step not in there) or not there:
         raise UserError(no_step(folder, step, there))
@@ -338,4 +339,6 @@ def _free(folder: Path, name: str) -> Path:
 def _why(error: Exception) -> str:
     """Why something was not written, in a few words."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if found := re.search(r"OS error \d+: \w+ ([^\]]+)\]", text):  # as TensorStore has it
+        text = found[1]
     return text if len(text) <= 200 else f"{text[:200]} …"

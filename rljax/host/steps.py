@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
 import sys
 import time
 import warnings
@@ -177,8 +178,10 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def silent_threads() -> Iterator[None]:
     """Of several reads or writes that fail, one raises; the others are not to print pages."""
-    hooks = sys.excepthook, sys.unraisablehook
+    hooks, log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+    level = log.level
     sys.excepthook = sys.unraisablehook = lambda *_: None
+    log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     except BaseException:
@@ -188,6 +191,7 @@ def silent_threads() -> Iterator[None]:
         raise
     finally:
         sys.excepthook, sys.unraisablehook = hooks
+        log.setLevel(level)
 
 
 def _hash(plain: Mapping[str, Any]) -> str:

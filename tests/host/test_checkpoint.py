@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import DAMAGE
 
+from benchmarks.damage import DAMAGE
 from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints, restore_parts
 from rljax.host.steps import read_meta, steps_in
@@ -103,6 +103,7 @@ def test_a_step_that_was_due_can_be_gone_back_to(tmp_path):
     with opened(tmp_path, every_steps=4, keep=3) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state, {}, force=True)
+        checkpoints.wait()
         assert (checkpoints.latest(), checkpoints.latest_due()) == (9, 8)
         restored = checkpoints.restore(abstract(), checkpoints.latest_due())
         assert steps_in(tmp_path) == [4, 8, 9]  # none was found to be damaged
