@@ -9,7 +9,7 @@ from rljax.errors import UserError
 # Keys that do not change what is learned, but for rounding. The rows of the data are compared
 # themselves, wherever they are read from.
 HARMLESS = (
-    *("run_dir", "mesh.*", "guard.max_skipped", "evaluation.*", "checkpoint.*", "time_limit"),
+    *("run_dir", "mesh.*", "guard.*", "evaluation.*", "checkpoint.*", "time_limit"),
     "update.microbatches",
     *("data.train", "data.train.fn", "data.eval*", "warm_start.data", "warm_start.data.fn"),
     *("models.*.remat", "models.*.attention", "models.*.vocab_at_once", "models.*.offload"),

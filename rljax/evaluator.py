@@ -14,6 +14,7 @@ from rljax.heldout import Answering, Measuring
 from rljax.host.agree import fetch
 from rljax.host.evaluation import Evaluated, join, summarise
 from rljax.host.loop import not_finite, to_host
+from rljax.host.stopping import Stopping
 from rljax.sharding import row_sharding
 from rljax.types import TrainState
 
@@ -32,17 +33,21 @@ class Evaluator:
         built: Build,
         compiling: Callable[[str], AbstractContextManager],
         measuring: Measuring | None = None,
+        stopping: Stopping | None = None,
     ):
-        """With ``measuring``, that is measured, in place of what was built."""
+        """With ``measuring``, that is measured, in place of what was built. ``stopping`` is asked
+        between two batches."""
         self._config, self._built, self._compiling = config, built, compiling
         self._measuring = measuring or built.measuring
+        self._stopping = stopping or Stopping()
         self._programs: dict[str, Any] = {}
 
     def __call__(self, state: TrainState, warn: Callable[[str], None] | None = None) -> Evaluated:
         """The figures of a state, and its responses.
 
-        Raises ``UserError`` if a reward or a figure is not finite, unless there is ``warn`` to be
-        told: then such a response counts as one that a reward in Python failed for.
+        Raises ``Stopped`` if the run is to stop; and ``UserError`` if a reward or a figure is not
+        finite, unless there is ``warn`` to be told: then such a response counts as one that a
+        reward in Python failed for.
         """
         figures: dict[str, float] = {}
         samples = []
@@ -70,6 +75,7 @@ class Evaluator:
                 self._programs |= {"draw": drawing.compile(), "judge": judging.compile()}
         judged = []
         for number, chunk in enumerate(chunks):
+            self._stopping.check()
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
@@ -106,6 +112,7 @@ class Evaluator:
         rows = row_sharding(self._built.mesh)
         total, sums = 0.0, {}
         for items in measuring.items():
+            self._stopping.check()
             batch = jax.device_put(measuring.table.take(items), rows)
             if "measure" not in self._programs:
                 with self._compiling("held-out loss"):

@@ -106,7 +106,7 @@ class Run:
                 # Of what is broken from the start is heard at once; later on the run is kept.
                 warn = functools.partial(self._warn, step=step) if step else None
                 figures, responses = evaluator(state, warn)
-                self._evaluations.append({"step": step, **figures})
+                self._evaluations.append(json.loads(json_text({"step": step, **figures})))
                 evaluations.write(self._evaluations[-1])
                 for response in responses:
                     if response["prompt_index"] < settings.samples:
@@ -227,7 +227,7 @@ class Run:
             phase = phase._replace(batches=phase.batches.over(tables["train"]))
             if measuring is not None:
                 measuring = measuring._replace(table=tables["heldout"])
-        return phase, Evaluator(self.config, built, self._compiling, measuring)
+        return phase, Evaluator(self.config, built, self._compiling, measuring, self._stopping)
 
     def _seconds(self) -> dict[str, float]:
         """Seconds spent on this run, over all its starts."""
