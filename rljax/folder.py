@@ -1,11 +1,14 @@
 """The folder of a run: which it is, whose run it holds, and that all processes share it."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
+import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,8 +19,10 @@ from rljax.build import Build
 from rljax.config import Config, read_yaml, resolved
 from rljax.errors import UserError
 from rljax.host.agree import agreed, check_same, is_writer, meet
+from rljax.host.stopping import TransientError
 
 MAY_CHANGE = ("run_dir", "mesh", "evaluation", "checkpoint")  # when a run is resumed
+BEGINNING = "the beginning"  # from where a run goes on that has kept nothing
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 
 
@@ -45,6 +50,21 @@ def numbered_folder(parent: str) -> Path:
         except OSError as error:
             raise UserError(f"cannot make a folder under {parent}/: {error.strerror}") from error
         return folder
+
+
+@contextlib.contextmanager
+def removed_if_refused(folder: Path) -> Iterator[None]:
+    """Takes a folder that was new, or empty, away again if its run is refused before the first
+    checkpoint, so that the corrected run can have it."""
+    is_new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except TransientError:
+        raise
+    except UserError:
+        if is_new and is_writer() and steps_kept(folder) == BEGINNING:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def open_folder(folder: Path, config: Config, built: Build) -> None:
@@ -123,7 +143,7 @@ def steps_kept(folder: Path) -> str:
         kept = [int(p.name) for p in part.glob("checkpoints/*") if p.name.isdigit()]
         if kept:
             return f"step {max(kept)}{phase}"
-    return "the beginning"
+    return BEGINNING
 
 
 def check_same_run(old: dict, new: dict, folder: Path) -> None:

@@ -20,7 +20,7 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.folder import run_folder, steps_kept
+from rljax.folder import removed_if_refused, run_folder, steps_kept
 from rljax.host.agree import is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
@@ -118,7 +118,12 @@ def run(config: Config, config_path: Path, peers: Peers | None = None) -> int:
     if peers is not None:
         peers.where = lambda: steps_kept(folder)
     try:
-        with built.pool, jax.set_mesh(built.mesh), Signals() as signals:
+        with (
+            removed_if_refused(folder),
+            built.pool,
+            jax.set_mesh(built.mesh),
+            Signals() as signals,
+        ):
             Run(config, built, folder, terminal, signals.check).run()
     except (Stopped, KeyboardInterrupt) as stop:
         if peers is not None and isinstance(stop, KeyboardInterrupt):

@@ -227,7 +227,7 @@ def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def says(name):
-        settings = ("warm_start=null", f"rewards.correct=bad_rewards:{name}", "run_dir=run")
+        settings = ("warm_start=null", f"rewards.correct=bad_rewards:{name}")
         return refused(capsys, *settings)
 
     assert "one number per response, shape (16,); it returned shape (16, 20)" in says("per_token")
@@ -235,7 +235,7 @@ def test_bad_rewards_end_in_one_line(capsys, tmp_path, monkeypatch):
     assert "raised AttributeError" in says("raising")
     assert "write it with jax.numpy" in says("in_python")
     assert 'marker "ab" must be one token' in refused(capsys, "rewards.correct.marker=ab")
-    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+    assert list((tmp_path / "runs").iterdir()) == []  # the next run is not another one's
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(capsys, tmp_path, monkeypatch):
