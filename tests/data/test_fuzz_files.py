@@ -325,7 +325,7 @@ def use(folder: Path) -> None:
 
 
 @given(data=st.data())
-@tries(60)
+@tries(20)
 def test_a_damaged_model_is_used_or_refused(folder, models, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in models.iterdir())))
     copied = folder / "model"
@@ -340,7 +340,7 @@ def test_a_damaged_model_is_used_or_refused(folder, models, data):
 
 
 @given(data=st.data())
-@tries(40, share=0.5)
+@tries(20, share=0.5)
 def test_damaged_weights_are_refused(folder, models, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in models.iterdir())))
     copied = folder / "weights"
