@@ -1,6 +1,6 @@
 """Data files and model folders with whatever is wrong with them: rows, or one line that says where.
 
-RLJAX_FUZZ=5000 pytest tests/data/test_fuzz_files.py    thousands of them, in some minutes
+``RLJAX_FUZZ=3000 pytest tests/data/test_fuzz_files.py`` tries thousands of them.
 """
 
 import copy
@@ -58,6 +58,18 @@ ROWS = {  # by layout
 }
 SAMPLE = {"prompt_index": 1, "prompt": "1+1=", "response": "2", "greedy": False}
 SAMPLE |= {"truncated": False, "correct": True}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FAMILIES = {
+    "llama": {},
+    "qwen3": {},
+    "gemma3_text": {},
+    "qwen3_moe": MOE,
+    "phi3": {"pad_token_id": 0},
+}
+DAMAGED = [
+    f"{name}.json" for name in ("config", "tokenizer", "tokenizer_config", "generation_config")
+]
+DAMAGED += ["chat_template.jinja"]
 KINDS = [(layout, row) for layout, rows in ROWS.items() for row in rows]
 
 
@@ -120,7 +132,6 @@ SNIPPETS = [
         b"\r\n",
         b"\r",
         b"\n",
-        b"\n\n",
         b"\xe2\x80\xa8",
         b"\x0c",
     ),
@@ -139,13 +150,12 @@ SNIPPETS = [
         b"[]",
         b"[]\n",
         b"1\n",
-        b'"x"\n',
     ),
     *(
         b'"prompt": 1, ',
         b'"__row": 1, ',
         b"x" * 10**5,
-        gzip.compress(b"{}"),
+        b"\x1f\x8b\x08\x00",
         b"\x28\xb5\x2f\xfd\x00",
     ),
 ]
@@ -188,17 +198,9 @@ def mutated_rows(draw, row: dict) -> list:
     return draw(st.sampled_from([[*rows, *changed], [*changed, *rows], changed, changed * 2]))
 
 
-COLUMNS = st.sampled_from(
-    [
-        {},
-        {},
-        {},
-        {"prompt": "answer"},
-        {"answer": "reward_model.ground_truth"},
-        {"label": "x.y"},
-        {"completion": "prompt"},
-    ]
-)
+PLAIN = {"prompt": "answer"}
+NESTED = [{"answer": "reward_model.ground_truth"}, {"label": "x.y"}, {"completion": "prompt"}]
+COLUMNS = st.sampled_from([{}, {}, {}, PLAIN, *NESTED])
 
 
 @given(data=st.data())
@@ -247,6 +249,20 @@ def test_mutated_files_are_read_or_refused(folder, data):
     checked(path, lambda: learn(path, layout, {}))
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".csv", ".parquet"])
+def test_what_is_no_file_of_rows_is_refused(tmp_path, suffix):
+    path = tmp_path / f"file{suffix}"
+    (tmp_path / "folder").with_suffix(suffix).mkdir()
+    (tmp_path / "loop").with_suffix(suffix).symlink_to(f"loop{suffix}")
+    (tmp_path / "pipe").with_suffix(suffix).symlink_to("/dev/zero")
+    for name in ("folder", "loop", "pipe"):
+        there = (tmp_path / name).with_suffix(suffix)
+        assert there.name in refusal(lambda there=there: read_rows(str(there)))
+    for data in (b"", b"\n", b"\xef\xbb\xbf", b"\0" * 99, gzip.compress(lines_of(ROWS["pairs"]))):
+        path.write_bytes(data)
+        assert path.name in refusal(lambda: read_rows(str(path)))
+
+
 @given(data=st.data())
 @tries(30, share=0.3)
 def test_mutated_samples_are_read_or_refused(folder, data):
@@ -265,27 +281,10 @@ def test_mutated_samples_are_read_or_refused(folder, data):
 def models(tmp_path_factory):
     """Model folders, of a family of each kind."""
     parent = tmp_path_factory.mktemp("models")
-    families = {
-        "llama": {},
-        "qwen3": {},
-        "gemma3_text": {},
-        "qwen3_moe": MOE,
-        "phi3": {"pad_token_id": 0},
-    }
-    for name, keys in families.items():
+    for name, keys in FAMILIES.items():
         write_folder(parent / name, name, tokenizer=tokenizer(), **keys)
     write_folder(parent / "value", head="value", tokenizer=tokenizer())
     return parent
-
-
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-DAMAGED = [
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-]
 
 
 def damage(draw, path: Path) -> None:
