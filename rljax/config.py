@@ -1,11 +1,11 @@
 """From YAML and ``key=value`` overrides to a checked configuration."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 
 from rljax import algorithms, resolve, rewards, shaping
 from rljax.errors import UserError, nearest
@@ -16,6 +16,7 @@ from rljax.models.lora import make_lora
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
+from rljax.yaml_text import MOST_BYTES, check_plain, read_yaml
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
 Source = Node  # likewise, or a file, folder or hub id; {source: …} with settings of its own
@@ -28,6 +29,12 @@ MODEL_OPTIONS = {  # beside a model's own keywords
 }
 Limit = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
+
+
+# More is a mistake, which would fill the memory, or overflow the counters of a state.
+Steps = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+BatchSize = Annotated[int, pydantic.Field(gt=0, le=2**17)]
+Tokens = Annotated[int, pydantic.Field(gt=0, le=2**24)]
 
 
 class Section(pydantic.BaseModel):
@@ -49,14 +56,14 @@ class Data(Section):
 
     train: Source | list[Source]  # several are mixed, by the weight of each
     eval: Source | list[Source] | None = None  # held out
-    prompts_per_step: pydantic.PositiveInt | None = None  # where the policy samples
-    batch_size: pydantic.PositiveInt | None = None  # where rows are given: rows, pairs or packs
-    max_prompt_tokens: pydantic.PositiveInt | None = None
-    max_tokens: pydantic.PositiveInt | None = None  # of a given row, prompt and response
+    prompts_per_step: BatchSize | None = None  # where the policy samples
+    batch_size: BatchSize | None = None  # where rows are given: rows, pairs or packs
+    max_prompt_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None  # of a given row, prompt and response
     overlong: Literal["refuse", "drop", "truncate"] = "refuse"  # rows beyond these
     columns: dict[str, str] = {}  # ours: theirs, where a source's names say nothing
     packing: bool = False  # demonstrations end to end, in rows of max_tokens
-    buckets: pydantic.PositiveInt = 1  # of row lengths, each padded to its longest
+    buckets: BatchSize = 1  # of row lengths, each padded to its longest
     reference_ahead: bool = False  # its log-probs are computed once, before training
     chat_template: dict[str, Any] = {}  # what the tokenizer's chat template takes beside messages
 
@@ -72,9 +79,9 @@ class WarmStart(Section):
     """Supervised training on demonstrations, before reinforcement learning."""
 
     data: Source
-    steps: pydantic.PositiveInt
-    batch_size: pydantic.PositiveInt
-    buckets: pydantic.PositiveInt = 1
+    steps: Steps = pydantic.Field(gt=0)
+    batch_size: BatchSize
+    buckets: BatchSize = 1
     optimizer: dict[str, Any]
 
 
@@ -82,7 +89,7 @@ class Evaluation(Section):
     prompts: pydantic.PositiveInt = 256  # at most; those that the data has
     prompts_at_once: pydantic.PositiveInt | None = None  # null: all
     every_steps: pydantic.NonNegativeInt = 0  # 0: only before and after
-    samples_per_prompt: pydantic.PositiveInt = 1  # beside the greedy response
+    samples_per_prompt: BatchSize = 1  # beside the greedy response
     sampling: dict[str, Any] = {}  # over the settings of training
     samples: pydantic.NonNegativeInt = 16  # prompts whose responses are written out
     best: str | None = None  # the figure that says which checkpoint is the best one; it is kept
@@ -111,11 +118,11 @@ class Checkpointing(Section):
 
 
 class Config(Section):
-    steps: pydantic.NonNegativeInt | None = None
+    steps: Steps | None = None
     epochs: pydantic.PositiveFloat | None = None  # over data.train, in place of steps
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
-    time_limit: pydantic.PositiveFloat | None = None  # of one start: 90m, 12:00:00, or seconds
+    time_limit: Limit | None = None  # of one start: 90m, 12:00:00, or seconds
     mesh: dict[str, Any] = {}
     models: Models
     tokenizer: Node | None = None  # null: the policy's own
@@ -176,22 +183,6 @@ def seconds(text: str) -> float:
     raise ValueError("a duration is seconds, or such as 90m, 12h, 12:00:00 or 1-12:00:00")
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as the number that YAML 1.2 says it is."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(text: str) -> Any:
-    """What a YAML text says."""
-    return yaml.load(text, _Loader)
-
-
 def builtin_config(name: str) -> Path:
     """A recipe that comes with rljax: in the package when installed, else in the repository."""
     package = Path(__file__).parent
@@ -213,6 +204,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     tree = _read(path)
     for override in overrides:
         apply_override(tree, override)
+    check_plain(tree)
     tree = _anchored(tree, path.parent)
     try:
         config = Config.model_validate(tree)
@@ -227,21 +219,27 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     return config
 
 
-def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """The tree of a YAML file, laid over the one that it extends."""
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise UserError(f"more than {MOST_BYTES:,} bytes; this is no config")
+        tree = read_yaml(text.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of keys to values")
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    seen = (*extended_by, path.resolve())
-    if not isinstance(base, str) or (path.parent / base).resolve() in seen:
+    seen = (*extended_by, os.path.realpath(path))
+    if not isinstance(base, str) or os.path.realpath(path.parent / base) in seen:
         raise UserError(f"{path}: extends: expected the name of another file, got {base!r}")
     base_path = path.parent / base
     return _laid_over(_anchored(_read(base_path, seen), base_path.parent), tree)
@@ -255,8 +253,12 @@ def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
             return [anchored(one) for one in source]
         if isinstance(source, dict) and "source" in source:
             return {**source, "source": anchored(source["source"])}
-        if isinstance(source, str) and not Path(source).exists() and (folder / source).exists():
-            return str((folder / source).resolve())
+        if (
+            isinstance(source, str)
+            and not os.path.exists(source)
+            and os.path.exists(folder / source)
+        ):
+            return os.path.realpath(folder / source)
         return source
 
     for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
@@ -287,8 +289,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f'cannot read "{override}": overrides are key=value, such as seed=1')
     try:
         value = read_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f'cannot read the value of "{override}"') from error
+    except UserError as error:
+        raise UserError(f'cannot read the value of "{override}": {error}') from error
     *parents, last = path.split(".")
     for depth, name in enumerate(parents, start=1):
         child = tree.get(name)
@@ -307,8 +309,8 @@ def resolved(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
 
     tree["mesh"] = resolve.defaults(make_mesh) | config.mesh
-    if isinstance(config.tokenizer, str) and Path(config.tokenizer).expanduser().is_dir():
-        tree["tokenizer"] = str(Path(config.tokenizer).expanduser().resolve())
+    if isinstance(config.tokenizer, str):
+        tree["tokenizer"] = from_anywhere(config.tokenizer)
     if config.sampling:
         tree["sampling"] = resolve.defaults(make_sampler) | config.sampling
     tree["update"] = resolve.defaults(make_update) | config.update
@@ -341,14 +343,19 @@ def is_function(model: str) -> bool:
     return model in families.__all__ or ":" in model
 
 
+def from_anywhere(name: str) -> str:
+    """The whole path of a folder, so that a run's config finds it from anywhere; else the name."""
+    folder = os.path.expanduser(name)
+    return os.path.realpath(folder) if os.path.isdir(folder) else name
+
+
 def _explicit_model(node: Node, where: str) -> Node:
     name, given = resolve.split(node, where)
     if isinstance(given.get("lora"), dict):
         given["lora"] = resolve.defaults(make_lora) | given["lora"]
     if name in (OF_POLICY, SHARED):
         return {"fn": name, **given} if given else name
-    if Path(name).expanduser().is_dir():  # so that the run is found from anywhere
-        name = str(Path(name).expanduser().resolve())
+    name = from_anywhere(name)
     if is_function(name):
         return MODEL_OPTIONS | resolve.explicit({"fn": name, **given}, families, where)
     return {"fn": name, **resolve.defaults(pretrained), **MODEL_OPTIONS, **given}

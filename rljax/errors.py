@@ -13,8 +13,32 @@ TRACED_VALUE_READ = (
 )
 
 
+LONGEST = 1_500  # characters of a message
+
+
 class UserError(ValueError):
-    """A mistake in a config, a file, or a user's function. Commands print it as one line."""
+    """A mistake in a config, a file, or a user's function. Commands print it as one line.
+
+    It is one whatever the message quotes: what would end the line, or steer the terminal, is
+    written as an escape, and of a message that is too long the middle is left out.
+
+    >>> print(UserError('unknown key "a\\nb"'))
+    unknown key "a\\nb"
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_shortened(_escaped(_shortened(message))))
+
+
+def _shortened(text: str) -> str:
+    tail = LONGEST // 4
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - tail - 3]} … {text[-tail:]}"
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

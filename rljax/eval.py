@@ -6,6 +6,7 @@ The figures and every response go to a folder, which preferences can be learned 
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def evaluate(
     target: Path, settings: list[str], *, step: int | None, best: bool, out: Path | None
 ) -> None:
     """Evaluates, writes ``figures.json`` and ``samples.jsonl``, and shows the figures."""
-    if not target.exists():
+    if not os.path.exists(target):
         raise UserError(f"{target}: neither a config file nor the folder of a run")
     run = target if target.is_dir() else None
     if run is not None and not (run / "config.yaml").exists():

@@ -1,5 +1,6 @@
 """``rljax export RUN``: a model of a run, from its checkpoint to a Hugging Face folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def export_run(
 ) -> tuple[str, int]:
     """Exports from a checkpoint of a run; returns the role and the step."""
     path = run / "config.yaml"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
     config = load_config(path, [])
     tokenizer, eos_ids = read_tokenizer(config)

@@ -5,8 +5,10 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,9 @@ from rljax.host.metrics import read_records
 from rljax.host.provenance import git_commit, versions
 from rljax.host.secrets import redacted
 from rljax.host.steps import DamagedError, read_meta, steps_in
+from rljax.host.stopping import TransientError
 
+BEGINNING = "the beginning"  # from where a run goes on that has kept nothing
 FORK = "fork.json"  # in the folder of a run that began as another's
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
 
@@ -60,6 +64,22 @@ def numbered_folder(parent: str) -> Path:
         except OSError as error:
             raise UserError(f"cannot make a folder under {parent}/: {error.strerror}") from error
         return folder
+
+
+@contextlib.contextmanager
+def removed_if_refused(folder: Path) -> Iterator[None]:
+    """Takes a folder that was new, or empty, away again if its run is refused before the first
+    checkpoint, or before it was opened, so that the corrected run can have it."""
+    is_new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except TransientError:
+        raise
+    except UserError:
+        opened = (folder / "config.yaml").exists()
+        if is_new and is_writer() and not (opened and steps_kept(folder) != BEGINNING):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def open_folder(
@@ -208,4 +228,4 @@ def steps_kept(folder: Path) -> str:
     for part, phase in ((folder, ""), (folder / "warm_start", " of the warm start")):
         if kept := steps_in(part / "checkpoints"):
             return f"step {kept[-1]}{phase}"
-    return "the beginning"
+    return BEGINNING

@@ -21,7 +21,7 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.folder import open_folder, run_folder, steps_kept
+from rljax.folder import open_folder, removed_if_refused, run_folder, steps_kept
 from rljax.fork import find_origin, find_run, fork
 from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.cluster import find_place
@@ -184,18 +184,18 @@ def run(
             folder = run_folder(config.run_dir)
             if peers is not None:
                 peers.where = lambda: steps_kept(folder)
-            if options.fork:
-                agreed(lambda: fork(find_origin(options.fork), folder))
-            opened = open_folder(
-                folder,
-                config,
-                built,
-                may_change=bool(options.allow_config_change or options.fork),
-                is_new=options.resume == NEVER,
-            )
-            if is_writer():
-                terminal.journal = Journal(folder / "events.jsonl", report=say)
-            with built.pool, jax.set_mesh(built.mesh):
+            with removed_if_refused(folder), built.pool, jax.set_mesh(built.mesh):
+                if options.fork:
+                    agreed(lambda: fork(find_origin(options.fork), folder))
+                opened = open_folder(
+                    folder,
+                    config,
+                    built,
+                    may_change=bool(options.allow_config_change or options.fork),
+                    is_new=options.resume == NEVER,
+                )
+                if is_writer():
+                    terminal.journal = Journal(folder / "events.jsonl", report=say)
                 Run(config, built, folder, opened, terminal, signals).run()
         except Stopped as stop:
             words = f"{WORDS[stop.code]}; {goes_on(folder)}"

@@ -5,6 +5,7 @@ a frozen base, which the reference may share, and a value head may lie over the 
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from rljax import resolve
-from rljax.config import MODEL_OPTIONS, OF_POLICY, SHARED, Models, Node, is_function
+from rljax.config import MODEL_OPTIONS, OF_POLICY, SHARED, Models, Node, from_anywhere, is_function
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import find_folder, pretrained
 from rljax.models import Architecture, LoRA, decoder, families
@@ -148,9 +149,7 @@ def read_source(node: Node, where: str, context: Mapping[str, Any]) -> Source:
             found = pretrained(folder, **keywords)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        local = Path(name).expanduser().is_dir()
-        name = str(folder.resolve()) if local else name
-        source = Source(found.architecture, found.folder, name, found.head)
+        source = Source(found.architecture, found.folder, from_anywhere(name), found.head)
     source = source._replace(param_dtype=param_dtype, offload=offload)
     if source.head == "value" and options["vocab_at_once"] != MODEL_OPTIONS["vocab_at_once"]:
         raise UserError(f"{where}.vocab_at_once: its head has no vocabulary")
@@ -186,7 +185,7 @@ def _param_dtype(given: Mapping[str, Any], where: str) -> str:
 
 def find_model_folder(name: str, where: str) -> Path:
     """A local folder, or the local copy of a hub id. Raises ``UserError`` if there is neither."""
-    if "/" not in name and not Path(name).is_dir():
+    if "/" not in name and not os.path.isdir(name):
         words = {"models.value": (OF_POLICY, SHARED), "models.reference": (OF_POLICY,)}
         hint = nearest(name, [*families.__all__, *words.get(where, ())])
         raise UserError(f'{where}: "{name}" is no folder here, no hub id, and no function; {hint}')

@@ -6,6 +6,7 @@ folder, curves and a summary. A run that was cut off goes on from its newest che
 
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable

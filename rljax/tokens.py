@@ -1,6 +1,6 @@
 """The tokens of a run: the policy's tokenizer, what ends a response, and who reads them."""
 
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 from rljax import resolve, tasks
@@ -58,7 +58,7 @@ def _named_tokenizer(node) -> Any:
     name, _ = resolve.split(node, "tokenizer")
     if name in tasks.__all__ or ":" in name:
         return resolve.call(node, tasks, context={}, where="tokenizer")
-    if "/" not in name and not Path(name).is_dir():
+    if "/" not in name and not os.path.isdir(name):
         hint = nearest(name, tasks.__all__)
         raise UserError(f'tokenizer: "{name}" is no folder here, and no function; {hint}')
     return load_tokenizer(find_folder(name, "tokenizer"))

@@ -187,6 +187,12 @@ def test_an_unknown_key_of_a_function_names_the_nearest(override, said):
         ("length={min_tokens: 9, max_tokens: 8}", "a length band needs 0 <= min_tokens <="),
         ("data={eval: x, prompts_per_step: 1}", 'the config lacks "data.train"'),
         ("data.overlong=cut", "data.overlong: input should be 'refuse', 'drop' or 'truncate'"),
+        ("steps=2147483648", "steps: input should be less than 2147483648, got 2147483648"),
+        ("warm_start.steps=0", "warm_start.steps: input should be greater than 0, got 0"),
+        ("data.prompts_per_step=131073", "data.prompts_per_step: input should be less than or"),
+        ("data.max_prompt_tokens=16777217", "data.max_prompt_tokens: input should be less than"),
+        ("seed={a: .nan}", 'cannot read the value of "seed={a: .nan}": a: .nan is no number'),
+        (f"run_dir{33 * '.a'}=1", "run_dir.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.…: more than 32"),
         ("steps=null", 'the config lacks "steps", or else "epochs"'),
         ("epochs=2", "steps and epochs both say how long to train"),
     ],
@@ -200,7 +206,7 @@ def test_a_value_of_a_section_is_checked_at_once(override, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [1\n", "is not valid YAML"),
+        ("a: [1\n", "not valid YAML"),
         ("- 1\n", "expected a mapping of keys to values"),
         ("", "expected a mapping of keys to values"),
         ("steps: 1\n", 'the config lacks "models"'),
@@ -211,6 +217,40 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, said):
         load_config(written(tmp_path, text), [])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "\x1b[2J", "x" * 10**5, "é" * 10**5])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "{}",
+        "seed",
+        "data.eval",
+        "data.train",
+        "models.policy",
+        "tokenizer",
+        "algorithm",
+        "mesh.fsdp",
+    ],
+)
+def test_what_a_refusal_quotes_leaves_it_one_line(key, value):
+    override = f'{key}="{value}"' if "{" not in key else f"{value}=1"
+    with pytest.raises(UserError) as error:
+        build(load(override), CONFIG.parent, jax.devices()[:1])
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) <= 1500
+
+
+def test_a_file_that_is_no_text_or_too_long_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"steps: \xff")
+    with pytest.raises(UserError, match=r"config.yaml: not UTF-8 text"):
+        load_config(path, [])
+    path.write_bytes(b"\xef\xbb\xbf" + CONFIG.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_config(path, []).steps == 80
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(UserError, match=r"more than 1,048,576 bytes; this is no config"):
+        load_config(path, [])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

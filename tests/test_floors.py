@@ -8,7 +8,7 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
-    {"grouped", "kl", "masked", "resolve", "signatures", "sharding", "trees"},
+    {"grouped", "kl", "masked", "resolve", "signatures", "sharding", "trees", "yaml_text"},
     {"losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},

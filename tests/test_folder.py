@@ -8,8 +8,9 @@ from tiny import CONFIG
 from rljax import folder
 from rljax.config import load_config
 from rljax.errors import UserError
-from rljax.folder import run_folder, steps_kept
+from rljax.folder import removed_if_refused, run_folder, steps_kept
 from rljax.host.steps import sealed
+from rljax.host.stopping import Stopped, TransientError
 
 
 def test_a_folder_that_the_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
@@ -71,3 +72,35 @@ def test_where_a_run_goes_on_is_told_by_its_newest_checkpoint(tmp_path):
     assert steps_kept(tmp_path) == "step 16 of the warm start"
     (tmp_path / "checkpoints/0").mkdir(parents=True)
     assert steps_kept(tmp_path) == "step 0"
+
+
+@pytest.mark.parametrize(
+    ("before", "kept", "error", "stays"),
+    [
+        (None, None, UserError("x"), False),
+        (".", None, UserError("x"), False),
+        ("config.yaml", None, UserError("x"), True),  # another run's
+        (None, "checkpoints/0", UserError("x"), True),
+        (None, "warm_start/checkpoints/8", UserError("x"), True),
+        (None, "unopened/checkpoints/0", UserError("x"), False),  # a fork that does not fit
+        (None, None, TransientError("x"), True),  # the same command goes on
+        (None, None, Stopped(75), True),
+        (None, None, OSError("x"), True),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path, before, kept, error, stays):
+    folder = tmp_path / "runs" / "0001"
+    if before is not None:
+        (folder / before).mkdir(parents=True)
+
+    def run():
+        with removed_if_refused(folder):
+            kept_in = folder / (kept or "other").removeprefix("unopened/")
+            kept_in.mkdir(parents=True)
+            if kept and not kept.startswith("unopened/"):
+                (folder / "config.yaml").touch()
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
+    assert folder.exists() == stays

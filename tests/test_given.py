@@ -284,6 +284,14 @@ def test_an_evaluation_samples_as_it_is_told(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("target", ["absent", "x" * 5000])
+def test_what_cannot_be_evaluated_is_refused(capsys, target):
+    assert evaluation.main([target]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"rljax: error: {target[:99]}")
+    assert said.endswith("neither a config file nor the folder of a run\n")
+
+
 def is_even(rollout):
     return rollout.lengths % 2 == 0
 

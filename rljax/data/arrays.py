@@ -16,10 +16,17 @@ NO_TOKEN = -1  # pads text columns: no vocabulary has it
 def pad(sequences: Sequence[Sequence[int]], width: int, value: int, *, left: bool) -> np.ndarray:
     """An int32 array [rows, width] of sequences no longer than that.
 
+    Raises ``UserError`` if it does not fit into the memory.
+
     >>> pad([[7, 8], [9]], 3, 0, left=True).tolist()
     [[0, 7, 8], [0, 0, 9]]
     """
-    array = np.full((len(sequences), width), value, np.int32)
+    try:
+        array = np.full((len(sequences), width), value, np.int32)
+    except MemoryError as error:
+        raise UserError(
+            f"{len(sequences):,} rows of {width:,} tokens each do not fit into the memory"
+        ) from error
     for row, sequence in zip(array, sequences, strict=True):
         if len(sequence):
             row[-len(sequence) if left else 0 : None if left else len(sequence)] = sequence

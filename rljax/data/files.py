@@ -1,6 +1,7 @@
 """Where rows come from: files, folders, and data sets of the Hugging Face hub."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,10 @@ def read_rows(
 
     Raises ``UserError`` for whatever is missing or malformed.
     """
-    places = [Path(source).expanduser()]
+    places = [Path(os.path.expanduser(source))]
     if folder is not None and not places[0].is_absolute():
         places.append(folder / source)
-    path = next((place for place in places if place.exists()), None)
+    path = next((place for place in places if os.path.exists(place)), None)
     if path is None:
         if HUB_ID.fullmatch(source) and places[0].suffix not in READERS:
             return _from_hub(source, split, subset, _missing(source, places))
@@ -51,7 +52,7 @@ def read_rows(
 def _missing(source: str, places: Sequence[Path]) -> str:
     found: list[str] = []
     for place in places:
-        if place.parent.is_dir():
+        if os.path.isdir(place.parent):
             names = [p.name for p in place.parent.iterdir() if not p.name.startswith(".")]
             close = difflib.get_close_matches(place.name, names, n=1)
             found += [str(place.with_name(name)) for name in close]

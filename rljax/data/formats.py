@@ -30,6 +30,8 @@ def read_file(path: Path) -> Rows:
         raise UserError(
             f'{path}: "{suffix}" is not the suffix of a data file; {nearest(suffix, READERS)}'
         )
+    if not path.is_file():
+        raise UserError(f"{path}: no file, but a device, a pipe or a socket")
     rows = READERS[suffix](path)
     if not rows.rows:
         raise UserError(f"{path}: no rows")

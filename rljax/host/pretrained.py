@@ -1,7 +1,7 @@
 """A Hugging Face folder or hub id: its config, its tokenizer, its EOS ids."""
 
-import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rljax.errors import UserError
-from rljax.models.families import Architecture, check_family, class_name, decoder_config
+from rljax.models.families import Architecture, check_family, check_most, class_name, decoder_config
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
 UNWANTED = ["consolidated*", "original/*"]  # the same weights in another layout
@@ -29,10 +29,9 @@ def find_folder(name: str, where: str) -> Path:
 
     Raises ``UserError`` if there is neither.
     """
-    with contextlib.suppress(RuntimeError):  # ~somebody who is unknown here
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return folder
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except HFValidationError as error:
@@ -65,6 +64,7 @@ def pretrained(
         )
     given = read_json(folder / "config.json")
     check_family(given.get("model_type"), str(folder))
+    check_most(given, str(folder / "config.json"))
     try:
         hf = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
@@ -111,6 +111,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder} holds no tokenizer; name a folder that does, as tokenizer: …")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")  # a value of the wrong type in its config is only met here
     except Exception as error:  # it reads the model's config too, and raises what that does
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error

@@ -5,7 +5,7 @@ those of any family's Hugging Face config.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -42,6 +42,14 @@ UNREAD_KEYS = {  # which change nothing here
     "router_jitter_noise",
     "transformers_version",
     "use_cache",
+}
+
+MOST = 2**31 - 1  # of any size
+MOST_OF = {  # of what is written out one by one
+    "num_hidden_layers": 4096,
+    "head_dim": 2**16,
+    "num_experts": 2**16,
+    "num_local_experts": 2**16,
 }
 
 Dtype = Literal["float32", "bfloat16"]
@@ -136,6 +144,7 @@ def fresh(
     for name in sizes:
         if name not in known:
             raise UserError(f'fresh: unknown key "{name}"; {nearest(name, known)}')
+    check_most({"vocab_size": vocab_size, **sizes}, model_type)
     try:
         hf = AutoConfig.for_model(model_type, vocab_size=vocab_size, **sizes)
     except Exception as error:  # its own checks, of several kinds
@@ -160,6 +169,15 @@ def check_family(model_type: Any, where: str = "model_type") -> None:
         raise UserError(f'{where}: the architecture "{model_type}" is not supported; {known}')
 
 
+def check_most(sizes: Mapping[str, Any], where: str) -> None:
+    """Raises ``UserError`` for a number in a Hugging Face config that is too large to be one of a
+    model, before anything is made of that size."""
+    for name, size in sizes.items():
+        most = MOST_OF.get(name, MOST)
+        if isinstance(size, int) and size > most:
+            raise UserError(f"{where}: {name} is {size:,}, more than {most:,}")
+
+
 def decoder_config(
     hf: PreTrainedConfig, *, dtype: Dtype = "float32", remat: Remat = "none"
 ) -> DecoderConfig:
@@ -174,7 +192,10 @@ def decoder_config(
         raise UserError(f'{hf.model_type}: activation "{activation}" is none of {known}')
     if hf.num_hidden_layers < 1:
         raise UserError(f"{hf.model_type}: layers must be at least 1, is {hf.num_hidden_layers}")
+    if hf.num_attention_heads < 1:
+        raise UserError(f"{hf.model_type}: heads must be at least 1, is {hf.num_attention_heads}")
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    check_most({"head_dim": head_dim}, hf.model_type)
     common = {
         "vocab_size": hf.vocab_size,
         "layers": hf.num_hidden_layers,

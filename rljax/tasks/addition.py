@@ -12,6 +12,9 @@ import zlib
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rljax.errors import UserError
+
+MOST = 10_000_000  # rows; there are 810,000 problems
 FIRST_FORGETS = 0.85  # probability that a first chain forgets a carry
 SECOND_FORGETS = 0.05
 MISCOUNTS = 0.01  # probability that any one column is off by one
@@ -42,6 +45,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def addition_problems(count: int, *, seed: int, heldout: bool) -> list[dict[str, str]]:
     """Rows with a ``prompt`` and its ``answer``; held-out problems are never among the others."""
+    _check_count(count)
     draw = random.Random(f"problems {seed} {heldout}")
     problems = (_numbers(draw, heldout) for _ in range(count))
     return [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in problems]
@@ -49,9 +53,15 @@ def addition_problems(count: int, *, seed: int, heldout: bool) -> list[dict[str,
 
 def addition_demonstrations(count: int, *, seed: int) -> list[dict[str, str]]:
     """Rows with a ``prompt`` and the ``completion`` of a sloppy teacher, right in about 83 %."""
+    _check_count(count)
     draw = random.Random(f"demonstrations {seed}")
     problems = (_numbers(draw, heldout=False) for _ in range(count))
     return [{"prompt": f"{a}+{b}=", "completion": _completion(draw, a, b)} for a, b in problems]
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MOST:
+        raise UserError(f"addition: count must lie in 1..{MOST:,}, got {count:,}")
 
 
 def _numbers(draw: random.Random, heldout: bool) -> tuple[int, int]:

@@ -1,11 +1,19 @@
 """Rows to learn preferences from, made of the responses that an evaluation sampled and judged."""
 
+import reprlib
 from typing import Any
 
 from rljax.data import read_rows
 from rljax.errors import UserError
 
-COLUMNS = {"prompt_index", "prompt", "response", "greedy", "truncated", "correct"}
+COLUMNS = {
+    "prompt_index": int,
+    "prompt": str | list,
+    "response": str,
+    "greedy": bool,
+    "truncated": bool,
+    "correct": bool | None,
+}
 
 
 def sampled_pairs(file: str, *, heldout: bool) -> list[dict[str, Any]]:
@@ -56,11 +64,15 @@ def _by_prompt(file: str, heldout: bool) -> list[list[dict[str, Any]]]:
     samples = read_rows(file)
     prompts: dict[int, list[dict[str, Any]]] = {}
     for index, record in enumerate(samples.rows):
-        if lacking := COLUMNS - record.keys():
+        if lacking := COLUMNS.keys() - record.keys():
             names = ", ".join(sorted(lacking))
             raise UserError(
                 f"{samples.where(index)}: lacks {names}; samples.jsonl of `rljax eval` is needed"
             )
+        for name, kind in COLUMNS.items():
+            if not isinstance(record[name], kind):
+                got = reprlib.repr(record[name])
+                raise UserError(f'{samples.where(index)}: "{name}" is {got}, of another type')
         finished = not record["greedy"] and not record["truncated"]
         if finished and record["correct"] is not None and record["response"]:
             prompts.setdefault(record["prompt_index"], []).append(record)

@@ -41,6 +41,10 @@ def adamw(
             f"adamw: needs 0 <= warmup_steps <= steps; warmup_steps is {warmup_steps}, of "
             f"{total_steps} steps"
         )
+    if total_steps * updates_per_step >= 2**31:
+        raise UserError(
+            f"adamw: {total_steps:,} steps of {updates_per_step:,} updates are too many to count"
+        )
     if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0):
         raise UserError(f"adamw: needs b1 and b2 in [0, 1) and eps > 0; got {b1}, {b2}, {eps}")
     if min(weight_decay, final_fraction) < 0 or (clip_norm is not None and clip_norm <= 0):

@@ -164,6 +164,11 @@ def weighted(batch: Experience, weigh: Weigh) -> Experience:
 def check_rows(rows: int, minibatches: int, microbatches: int, shards: int = 1) -> None:
     """Raises ``UserError`` unless the rows of a step divide into its micro-batches, and each of
     these over the ``shards`` of the mesh."""
+    if min(minibatches, microbatches) < 1:
+        raise UserError(
+            f"update: minibatches and microbatches must be at least 1, got {minibatches}, "
+            f"{microbatches}"
+        )
     parts = minibatches * microbatches * shards
     if rows % parts:
         raise UserError(

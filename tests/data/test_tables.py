@@ -59,6 +59,11 @@ def table(*sources, width=6, **limits):
     return PromptTable(sources, TOKENIZER, Limits(width, **limits))
 
 
+def test_rows_beyond_the_memory_are_refused():
+    with pytest.raises(UserError, match=r"2 rows of 1,000,000,000,000,000 tokens each do not fit"):
+        pad([[1], [2]], 10**15, 0, left=True)
+
+
 def test_prompts_end_at_the_same_column():
     prompts = table(ROWS).take([1, 0])
     assert prompts.tokens.tolist() == [[PAD, *ids("10+2=")], [PAD, PAD, *ids("1+2=")]]

@@ -361,3 +361,17 @@ def test_the_same_tokens_are_the_same_text_under_the_same_ids():
     assert same_tokens(one, tokenizer_of(EOS, "<unk>", characters="ab", eos_token="<unk>"))
     assert not same_tokens(one, tokenizer_of(EOS, "<unk>", characters="ba", eos_token=EOS))
     assert not same_tokens(one, tokenizer_of(EOS, "<unk>", characters="abc", eos_token=EOS))
+
+
+def test_a_config_of_more_layers_than_any_model_has_is_refused(config_folder):
+    with pytest.raises(UserError, match=r"config.json: num_hidden_layers is 1,000,000,000, more"):
+        pretrained(config_folder(num_hidden_layers=10**9))
+
+
+def test_a_tokenizer_that_cannot_encode_is_refused_as_it_is_read(tmp_path, folder):
+    for path in folder.glob("token*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    load_tokenizer(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", model_max_length="long")
+    with pytest.raises(UserError, match="the tokenizer cannot be read: '>' not supported"):
+        load_tokenizer(tmp_path)

@@ -20,6 +20,19 @@ SIZES = {
     [
         ("llama", {"num_key_value_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
         ("llama", {"num_hidden_layers": 0}, "layers must be at least 1, is 0"),
+        (
+            "llama",
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1,000,000,000, more than 4,096",
+        ),
+        (
+            "qwen3",
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1,000,000,000, more than 4,096",
+        ),
+        ("llama", {"intermediate_size": 2**31}, "intermediate_size is 2,147,483,648, more than"),
+        ("llama", {"hidden_size": 2**20, "num_attention_heads": 1}, "head_dim is 1,048,576, more"),
+        ("olmo2", {"num_attention_heads": 0}, "heads must be at least 1, is 0"),
         ("llama", {"head_dim": 3}, r"head_dim \(3\) must be even"),
         ("llama", {"hidden_size": "wide"}, "hidden_size"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "factor"),

@@ -8,6 +8,7 @@ from builders import few
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rljax.errors import UserError
 from rljax.tasks import addition_demonstrations, addition_problems, character_tokenizer
 
 TOKENIZER = character_tokenizer()
@@ -89,3 +90,11 @@ def test_an_answer_is_what_its_columns_say():
 def test_demonstrations_are_seeded():
     assert DEMONSTRATIONS[:9] == addition_demonstrations(9, seed=0)
     assert addition_demonstrations(9, seed=1) != addition_demonstrations(9, seed=0)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10**12])
+def test_a_count_that_is_none_is_refused(count):
+    with pytest.raises(UserError, match=r"addition: count must lie in 1..10,000,000, got"):
+        addition_problems(count, seed=0, heldout=False)
+    with pytest.raises(UserError, match=r"addition: count must lie in 1..10,000,000, got"):
+        addition_demonstrations(count, seed=0)

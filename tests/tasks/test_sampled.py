@@ -75,6 +75,10 @@ def test_what_cannot_be_paired_is_said(tmp_path):
         sampled_pairs(str(path), heldout=False)
     with pytest.raises(UserError, match="no prompt that is held out has both"):
         sampled_pairs(str(path), heldout=True)
+    for name in ("prompt_index", "prompt", "response", "greedy", "truncated", "correct"):
+        path.write_text(json.dumps(SAMPLES[0] | {name: {}}))
+        with pytest.raises(UserError, match=rf'samples.jsonl:1: "{name}" is {{}}, of another type'):
+            sampled_pairs(str(path), heldout=False)
     path.write_text('{"prompt": "p"}')
     with pytest.raises(UserError, match=r"samples.jsonl:1: lacks correct, greedy, prompt_index"):
         sampled_labels(str(path), heldout=False)

@@ -141,3 +141,9 @@ def test_the_first_moment_may_be_bfloat16():
     one, other = moves(exact, gradients), moves(rounded, gradients)
     np.testing.assert_allclose(other, one, rtol=0, atol=PEAK * 2**-7)  # bfloat16 has 8 bits
     assert (other != one).any()
+
+
+def test_steps_beyond_what_a_counter_holds_are_refused():
+    adamw(2**30, 1, learning_rate=0.1)
+    with pytest.raises(UserError, match=r"1,073,741,824 steps of 2 updates are too many to count"):
+        adamw(2**30, 2, learning_rate=0.1)

@@ -323,6 +323,8 @@ def test_rows_that_do_divide_pass_and_a_step_of_others_is_refused():
 def test_a_count_of_zero_is_refused(name):
     with pytest.raises(UserError, match="must be at least 1"):
         learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}, **{name: 0})
+    with pytest.raises(UserError, match="must be at least 1, got 0, 1"):
+        check_rows(16, 0, 1)
 
 
 def test_rows_that_belong_together_stay_so_in_their_order():
