@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 from hypothesis import strategies as st
 
 from rljax.errors import UserError
@@ -65,7 +66,7 @@ def tries(few: int, share: float = 1.0) -> hypothesis.settings:
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Whatever happens within must not take long, nor much memory."""
+    """What happens within must not take long, nor much memory, nor make infinities of numbers."""
 
     def stop(*_):
         raise TooSlow
@@ -77,7 +78,8 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, hard))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
-        yield
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

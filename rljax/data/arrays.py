@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rljax.data.rows import Rows
+from rljax.data.values import LARGEST
 from rljax.errors import UserError
 
 NO_TOKEN = -1  # pads text columns: no vocabulary has it
@@ -73,8 +74,9 @@ def _kind(source: Rows, name: str) -> Literal["text", "number", "other"]:
             )
         if isinstance(value, int) and abs(value) > np.iinfo(np.int32).max:
             raise UserError(f'{source.where(index)}: "{name}" is {value}, beyond 32 bits')
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f'{source.where(index)}: "{name}" is {value}, no finite number')
+        if isinstance(value, float) and not abs(value) <= LARGEST:
+            what = "beyond 32 bits" if math.isfinite(value) else "no finite number"
+            raise UserError(f'{source.where(index)}: "{name}" is {value}, {what}')
     return first
 
 

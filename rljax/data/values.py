@@ -4,10 +4,14 @@ import math
 import reprlib
 from typing import Any
 
+import numpy as np
+
 from rljax.errors import nearest
 
 Row = dict[str, Any]
 Turns = list[dict[str, Any]]  # chat messages
+
+LARGEST = float(np.finfo(np.float32).max)  # a number that an array of floats holds
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -63,7 +67,7 @@ def number(row: Row, column: str, *, minimum: float = -math.inf) -> float:
         value = float(value)
     except (ValueError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value >= minimum):
+    if not (abs(value) <= LARGEST and value >= minimum):
         least = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise RowError(f'"{column}": expected a number{least}, got {reprlib.repr(row[column])}')
     return value

@@ -79,9 +79,13 @@ def pretrained(
         architecture = Architecture(decoder, hf)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        where = folder / "config.json"
+        raise UserError(f"{where}: a value is of another type or size: {error}") from error
     classes = {class_name(hf, head): head for head in ("lm", "value")}
-    (name, *_) = hf.architectures or [class_name(hf, "lm")]
-    if name not in classes:
+    names = hf.architectures or [class_name(hf, "lm")]
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in classes:
         known = " and ".join(filter(None, classes))
         raise UserError(f"{folder} is a {name}; supported of its family are {known}")
     if classes[name] == "value" and hf.num_labels != 1:

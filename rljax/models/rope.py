@@ -39,11 +39,13 @@ def rope_from_hf(given: Mapping[str, Any], *, head_dim: int, max_positions: int)
       UserError: the kind is unknown, or lacks a key.
     """
     kind = given.get("rope_type", "default")
-    if kind not in KINDS:
+    if kind not in list(KINDS):
         raise UserError(f'rope_type "{kind}" is not supported; known: {", ".join(KINDS)}')
     dims = int(head_dim * given.get("partial_rotary_factor", 1.0))
     try:
         base = float(given["rope_theta"])
+        if not 0 < base < math.inf:
+            raise UserError(f"rope_theta must be above 0, is {base}")
         frequencies, scale, limit = KINDS[kind](base, dims, given, max_positions)
     except UserError:
         raise

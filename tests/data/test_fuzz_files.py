@@ -324,7 +324,7 @@ def use(folder: Path) -> None:
 
 
 @given(data=st.data())
-@tries(20)
+@tries(20, share=0.5)
 def test_a_damaged_model_is_used_or_refused(folder, models, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in models.iterdir())))
     copied = folder / "model"

@@ -372,6 +372,7 @@ WRONG = [  # layout, the good row before, the row, what is said of line 6
         "\"messages\": expected chat messages, got 'abc'",
     ),
     ("pairs", PAIR | {"margin": 1}, PAIR | {"margin": "nan"}, '"margin": expected a number, got'),
+    ("pairs", PAIR | {"margin": 1}, PAIR | {"margin": 1e39}, '"margin": expected .*, got 1e\\+39'),
     ("pairs", PAIR | {"margin": 1}, PAIR | {"margin": 1e999}, '"margin": expected .*, got inf'),
     ("pairs", PAIR, PAIR | {"chosen": TWO}, 'one of "chosen" and "rejected" is text, the other'),
     ("pairs", PAIR, PAIR | {"chosen": ""}, '"chosen": expected text or chat messages, got '),

@@ -166,6 +166,12 @@ def test_a_whole_number_beyond_int32_is_refused_and_not_wrapped(number):
         table(rows)
 
 
+def test_a_number_beyond_float32_is_refused_and_no_infinity():
+    rows = [{"prompt": "1+1=", "x": 3.4e38}, {"prompt": "1+1=", "x": -3.5e38}]
+    with pytest.raises(UserError, match=r'jsonl:2: "x" is -3.5e\+38, beyond 32 bits'):
+        table(rows)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_refused(number):
     rows = [{"prompt": "1+1=", "x": 7.5}, {"prompt": "1+1=", "x": number}]

@@ -182,6 +182,12 @@ def test_the_head_is_what_the_architecture_says(config_folder, keys, head):
             "a scalar head is needed, it has 2 labels",
         ),
         ({"hidden_act": "relu"}, 'llama: activation "relu" is none of silu, gelu'),
+        ({"architectures": True}, "is a True; supported of its family are LlamaForCausalLM"),
+        ({"architectures": [["x"]]}, r"is a \['x'\]; supported of its family are"),
+        (
+            {"rope_parameters": {"rope_theta": 10.0, "partial_rotary_factor": "x"}},
+            "a value is of another type or size: ",
+        ),
         ({"hidden_size": "many"}, r"config\.json is no llama: .*hidden_size"),
         (
             {"rope_parameters": {"rope_type": "spiral", "rope_theta": 10.0}},

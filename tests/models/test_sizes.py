@@ -36,6 +36,8 @@ SIZES = {
         ("llama", {"head_dim": 3}, r"head_dim \(3\) must be even"),
         ("llama", {"hidden_size": "wide"}, "hidden_size"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "factor"),
+        ("llama", {"rope_parameters": {"rope_type": ["default"]}}, "is not supported; known"),
+        ("llama", {"rope_parameters": {"rope_theta": -1.0}}, "rope_theta must be above 0, is -1.0"),
         (
             "llama",
             {
