@@ -70,7 +70,10 @@ def numbered_folder(parent: str) -> Path:
 def removed_if_refused(folder: Path) -> Iterator[None]:
     """Takes a folder that was new, or empty, away again if its run is refused before the first
     checkpoint, or before it was opened, so that the corrected run can have it."""
-    is_new = not folder.exists() or not any(folder.iterdir())
+    try:
+        is_new = not any(folder.iterdir())
+    except OSError as error:
+        is_new = isinstance(error, FileNotFoundError)
     try:
         yield
     except TransientError:

@@ -104,3 +104,10 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path, before, kept, error, s
     with pytest.raises(type(error)):
         run()
     assert folder.exists() == stays
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError), removed_if_refused(tmp_path / "run"):
+        raise UserError("x")
+    assert (tmp_path / "run").exists()

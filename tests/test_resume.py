@@ -3,12 +3,19 @@
 import json
 import shutil
 
+import jax
 import pytest
 from commands import records
-from tiny import SETTINGS
+from tiny import CONFIG, SETTINGS
 
 from rljax import launch, verify
+from rljax.build import build
+from rljax.config import load_config
+from rljax.folder import open_folder
 from rljax.host.steps import read_meta, steps_in
+from rljax.host.stopping import Stopped, Stopping
+from rljax.host.terminal import Terminal
+from rljax.run import Run
 
 RUN = [*SETTINGS, "warm_start=null", "checkpoint.every_steps=2", "checkpoint.keep=9"]
 RUN += ["evaluation={prompts: 8, samples: 2, every_steps: 2}"]
@@ -165,6 +172,39 @@ def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path, finished, capsys):
     assert events(folder)[-1]["event"] == "stopped"
     assert launch.main([*RUN, f"run_dir={folder}"]) == 0
     assert digests_of(folder, 4) == digests_of(finished, 4)
+
+
+class After(Stopping):
+    """Stops a run when it is asked for the n-th time."""
+
+    def __init__(self, asked: int):
+        self.left = asked
+
+    def check(self, needed_seconds=0.0):
+        self.left -= 1
+        if not self.left:
+            raise Stopped(75)
+
+
+def test_stopped_again_and_again_between_steps_and_in_evaluations_it_ends_as_it_did(
+    tmp_path, finished
+):
+    folder = tmp_path / "run"
+    settings = [*RUN, "evaluation.prompts=16", "evaluation.prompts_at_once=8"]
+    config = load_config(CONFIG, [*settings, f"run_dir={folder}"])
+    stops = 0
+    while True:
+        built = build(config, CONFIG.parent)
+        with jax.set_mesh(built.mesh):
+            opened = open_folder(folder, config, built)
+            try:
+                Run(config, built, folder, opened, Terminal(quiet=True), After(5 - stops)).run()
+                break
+            except Stopped:
+                stops += 1
+    assert stops >= 4
+    assert digests_of(folder, 4) == digests_of(finished, 4)
+    assert [record["step"] for record in records(folder / "evaluations.jsonl")] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
