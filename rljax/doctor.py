@@ -10,6 +10,7 @@ from rich.table import Table
 from rljax.errors import UserError
 from rljax.host.pretrained import (
     Pretrained,
+    count_ids,
     eos_ids_of,
     find_folder,
     has_tokenizer,
@@ -83,7 +84,7 @@ def _tokenizer_facts(found: Pretrained) -> dict[str, str]:
     if not has_tokenizer(found.folder):
         return {"tokenizer": "none here; the config must name one"}
     tokenizer = load_tokenizer(found.folder)
-    size, rows = len(tokenizer), found.architecture.decoder.vocab_size
+    size, rows = count_ids(tokenizer), found.architecture.decoder.vocab_size
     if size > rows:
         raise UserError(
             f"{found.folder}: the tokenizer has {size} tokens, more than the embedding's {rows}"
@@ -91,7 +92,7 @@ def _tokenizer_facts(found: Pretrained) -> dict[str, str]:
     eos_ids = eos_ids_of(tokenizer, found.folder)
     settle_special_tokens(tokenizer, eos_ids)
     for token in eos_ids:
-        if not 0 <= token < size:
+        if not 0 <= token < size or tokenizer.convert_ids_to_tokens(token) is None:
             raise UserError(
                 f"{found.folder}: its generation config ends with {token}, no token's id"
             )

@@ -8,6 +8,7 @@ from typing import Any
 from rljax import algorithms, resolve, rewards, shaping
 from rljax.config import Config, Evaluation
 from rljax.errors import UserError, nearest
+from rljax.host.pretrained import count_ids
 from rljax.rewards import PythonReward
 from rljax.roles import Networks, make_networks
 from rljax.sampling import make_sampler
@@ -18,7 +19,7 @@ def context_of(config: Config, tokenizer) -> dict[str, Any]:
     """What a run knows by itself, and fills in for a function that asks for it."""
     return {
         "tokenizer": tokenizer,
-        "vocab_size": len(tokenizer),
+        "vocab_size": count_ids(tokenizer),
         "seed": config.seed,
         "budget_tokens": config.sampling.get("max_tokens"),
         **(config.length.model_dump() if config.length else {}),

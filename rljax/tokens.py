@@ -7,6 +7,7 @@ from rljax import resolve, tasks
 from rljax.config import Config, is_function
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import (
+    count_ids,
     eos_ids_of,
     find_folder,
     has_tokenizer,
@@ -88,7 +89,7 @@ def check_tokens(networks: Networks, tokenizer, columns: int) -> Foreign | None:
             )
         if own is not None and role != "reward":
             raise UserError(f"models.{role}: the tokenizer of {source.folder} is not the policy's")
-        rows, tokens = source.architecture.decoder.vocab_size, len(own or tokenizer)
+        rows, tokens = source.architecture.decoder.vocab_size, count_ids(own or tokenizer)
         if rows < tokens:
             raise UserError(
                 f"models.{role}: an embedding of {rows} rows has no room for the tokenizer's "

@@ -15,6 +15,7 @@ from rljax.errors import UserError
 
 MOST_BYTES = 2**20  # of a file; more is data that was taken for a config
 MOST_LEVELS = 32
+LARGEST = (2 - 2**-23) * 2.0**127  # a float32, in which everything is computed
 MOST_VALUES = 10_000  # aliases counted as often as they stand for something
 
 
@@ -65,6 +66,8 @@ def _fault(value: Any) -> str | None:
         return "a number beyond 64 bits"
     if isinstance(value, float) and math.isnan(value):
         return ".nan is no number"
+    if isinstance(value, float) and LARGEST < abs(value) < math.inf:
+        return "a number beyond what 32 bits hold"
     if value is None or isinstance(value, bool | int | float | list | dict):
         return None
     return f"a {type(value).__name__} is no value of a setting"

@@ -234,3 +234,18 @@ def test_tensors_of_several_dtypes_are_all_named(folder, tmp_path):
     facts = examine(pretrained(tmp_path))
     assert facts["parameters"].endswith(", stored as bfloat16, float32")
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("token", [-1, 102, 103])
+def test_an_eos_that_is_no_tokens_id_is_refused(tmp_path, token):
+    write_folder(tmp_path / "model")
+    tree = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    tree["model"]["vocab"]["~"] = 102  # 100 and 101 are nobody's
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tree))
+    edit_json(tmp_path / "model" / "generation_config.json", eos_token_id=token)
+    if token == 102:
+        assert examine(pretrained(tmp_path / "model"))["tokenizer"].startswith("103 tokens")
+        edit_json(tmp_path / "model" / "generation_config.json", eos_token_id=101)
+        token = 101
+    with pytest.raises(UserError, match=f"generation config ends with {token}, no token's id"):
+        examine(pretrained(tmp_path / "model"))

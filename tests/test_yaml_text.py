@@ -22,6 +22,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" fo
         ("a: &a [*a]", "more than 32 levels, or it holds itself"),
         (LAUGHS, "more than 10,000 values, aliases counted"),
         ("a: {b: [.nan]}", "a.b: .nan is no number"),
+        ("a: {b: 3.5e38}", "a.b: a number beyond what 32 bits hold"),
         ("a: {b: 0x8000000000000000}", "a.b: a number beyond 64 bits"),
         ('a: "\\0"', "a: text with a NUL character"),
         ('a: "\\ud800"', "a: text with half of a surrogate pair"),
@@ -45,7 +46,13 @@ def test_the_rest_of_yaml_is_read():
     }
     assert read_yaml("a: {<<: {x: 1}, <<: {y: 2}}") == {"a": {"x": 1, "y": 2}}
     assert read_yaml("a: 2024-01-01") == {"a": "2024-01-01"}
-    assert read_yaml("[.inf, -9223372036854775808, null, é]") == [float("inf"), -(2**63), None, "é"]
+    assert read_yaml("[.inf, -3.4e38, -9223372036854775808, null, é]") == [
+        float("inf"),
+        -3.4e38,
+        -(2**63),
+        None,
+        "é",
+    ]
 
 
 def test_levels_are_counted():

@@ -119,8 +119,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # it reads the model's config too, and raises what that does
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+    if count_ids(tokenizer) > 2**31:
+        raise UserError(f"{folder}: the tokenizer has an id of {count_ids(tokenizer) - 1:,}")
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that an embedding needs for the tokenizer: more than it has tokens, if some ids
+    below the largest are nobody's."""
+    return max([len(tokenizer), *(1 + i for i in tokenizer.get_vocab().values())])
 
 
 def has_tokenizer(folder: Path) -> bool:

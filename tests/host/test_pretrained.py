@@ -10,6 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 from rljax.errors import UserError
 from rljax.host import pretrained as module
 from rljax.host.pretrained import (
+    count_ids,
     eos_ids_of,
     find_folder,
     has_tokenizer,
@@ -380,4 +381,18 @@ def test_a_tokenizer_that_cannot_encode_is_refused_as_it_is_read(tmp_path, folde
     load_tokenizer(tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", model_max_length="long")
     with pytest.raises(UserError, match="the tokenizer cannot be read: '>' not supported"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_id_beyond_the_number_of_tokens_needs_a_row_of_its_own(tmp_path, folder):
+    assert count_ids(load_tokenizer(folder)) == len(load_tokenizer(folder)) == 100
+    for path in folder.glob("token*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tree = json.loads((tmp_path / "tokenizer.json").read_text())
+    for number in (200, 2**31):
+        tree["model"]["vocab"]["~"] = number
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+        if number == 200:
+            assert count_ids(load_tokenizer(tmp_path)) == 201
+    with pytest.raises(UserError, match=r"the tokenizer has an id of 2,147,483,648"):
         load_tokenizer(tmp_path)
