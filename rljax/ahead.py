@@ -1,5 +1,6 @@
 """The reference's log-probs of given rows, computed once before training, and kept in a file."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,16 +8,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
 
 from rljax.data import SequenceTable
 from rljax.errors import UserError
 from rljax.host.agree import is_writer, meet
+from rljax.host.files import write_whole
 from rljax.phases import Ahead
 from rljax.roles import Trees
 from rljax.sharding import row_sharding
 
 MATCHED, MISMATCHED = "logprobs", "mismatched_logprobs"
+REFERENCE = "reference.safetensors"  # in the folder of a run
+DIGEST = "sha256"
 
 
 def write_reference(
@@ -47,23 +52,45 @@ def write_reference(
         count = len(table) * table.together
         found |= {key: np.concatenate(arrays)[:count] for key, arrays in parts.items()}
     if is_writer():
-        unfinished = path.with_suffix(".tmp")
-        save_file(found, unfinished)
-        unfinished.rename(path)
+        of = {f"rows of {name}": table.fingerprint for name, table in tables.items()}
+        try:
+            write_whole(path, save(found, {**of, DIGEST: _digest(found)}))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
     meet("reference")
 
 
-def read_reference(path: Path, tables: Mapping[str, SequenceTable]) -> dict[str, SequenceTable]:
-    """The tables with the log-probs that were written.
+def fault_of(path: Path, tables: Mapping[str, SequenceTable] | None = None) -> str | None:
+    """What is wrong with a file of log-probs, in words: it is missing, damaged, or of other rows
+    than the ``tables``."""
+    if not path.exists():
+        return "is missing"
+    try:
+        with safe_open(path, "np") as file:
+            known = file.metadata() or {}
+        if _digest(load_file(path)) != known.get(DIGEST):
+            return "is damaged"
+    except (OSError, SafetensorError):
+        return "is damaged"
+    for name, table in (tables or {}).items():
+        if known.get(f"rows of {name}") != table.fingerprint:
+            return f"is of other rows than those of {name}"
+    return None
 
-    Raises ``UserError`` if they are of other rows.
-    """
+
+def read_reference(path: Path, tables: Mapping[str, SequenceTable]) -> dict[str, SequenceTable]:
+    """The tables with the log-probs that were written."""
     found = load_file(path)
-    for name, table in tables.items():
-        shape = (len(table) * table.together, table.width)
-        if found[f"{name}/{MATCHED}"].shape != shape:
-            raise UserError(f"{path}: holds the reference's log-probs of other rows; delete it")
     return {
         name: table.with_reference(found[f"{name}/{MATCHED}"], found.get(f"{name}/{MISMATCHED}"))
         for name, table in tables.items()
     }
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all of them, with their names."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(arrays[name]))
+    return found.hexdigest()

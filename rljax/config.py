@@ -291,6 +291,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = read_yaml(text)
     except UserError as error:
         raise UserError(f'cannot read the value of "{override}": {error}') from error
+    if path == "run_dir" and value is not None and not isinstance(value, str):
+        value = text  # a folder may be called 0007
     *parents, last = path.split(".")
     for depth, name in enumerate(parents, start=1):
         child = tree.get(name)

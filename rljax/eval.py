@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from rljax.build import Build, build
 from rljax.checks import check_weights, laid_out
-from rljax.config import Config, load_config
+from rljax.config import Config, load_config, resolved
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import checkpoints_of
 from rljax.folder import numbered_folder
 from rljax.host.checkpoint import restore_parts
-from rljax.host.secrets import redacted, say
+from rljax.host.secrets import redacted, refuse_placeholders, say
 from rljax.host.steps import FROZEN
 from rljax.host.terminal import Parser, Terminal
 from rljax.launch import enough_threads, use_compilation_cache
@@ -70,6 +70,8 @@ def evaluate(
         raise UserError("--step and --best are of a run; a config has no checkpoints")
     path = target if run is None else run / "config.yaml"
     config = load_config(path, settings)
+    if run is not None:
+        refuse_placeholders(resolved(config))
     use_compilation_cache()
     terminal = Terminal()
     built = build(config, path.parent, report=lambda line: terminal.say("reward", line, text=line))

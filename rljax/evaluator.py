@@ -14,7 +14,6 @@ from rljax.heldout import Answering, Measuring
 from rljax.host.agree import fetch
 from rljax.host.evaluation import Evaluated, join, summarise
 from rljax.host.loop import not_finite, to_host
-from rljax.host.stopping import Stopping
 from rljax.sharding import row_sharding
 from rljax.types import TrainState
 
@@ -33,13 +32,13 @@ class Evaluator:
         built: Build,
         compiling: Callable[[str], AbstractContextManager],
         measuring: Measuring | None = None,
-        stopping: Stopping | None = None,
+        check_stop: Callable[[], None] = lambda: None,
     ):
-        """With ``measuring``, that is measured, in place of what was built. ``stopping`` is asked
-        between two batches."""
+        """With ``measuring``, that is measured, in place of what was built. Between two batches
+        ``check_stop`` may raise ``Stopped``."""
         self._config, self._built, self._compiling = config, built, compiling
         self._measuring = measuring or built.measuring
-        self._stopping = stopping or Stopping()
+        self._check_stop = check_stop
         self._programs: dict[str, Any] = {}
 
     def __call__(self, state: TrainState, warn: Callable[[str], None] | None = None) -> Evaluated:
@@ -75,7 +74,7 @@ class Evaluator:
                 self._programs |= {"draw": drawing.compile(), "judge": judging.compile()}
         judged = []
         for number, chunk in enumerate(chunks):
-            self._stopping.check()
+            self._check_stop()
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
@@ -112,7 +111,7 @@ class Evaluator:
         rows = row_sharding(self._built.mesh)
         total, sums = 0.0, {}
         for items in measuring.items():
-            self._stopping.check()
+            self._check_stop()
             batch = jax.device_put(measuring.table.take(items), rows)
             if "measure" not in self._programs:
                 with self._compiling("held-out loss"):

@@ -25,9 +25,10 @@ from rljax.host.files import write_whole
 from rljax.host.metrics import read_records
 from rljax.host.provenance import git_commit, versions
 from rljax.host.secrets import redacted
-from rljax.host.steps import DamagedError, read_meta, steps_in
+from rljax.host.steps import DamagedError, read_meta, sealed, steps_in, unsealed
 from rljax.host.stopping import TransientError
 
+ACCEPTED = "accepted.json"  # with what a run was last gone on
 BEGINNING = "the beginning"  # from where a run goes on that has kept nothing
 FORK = "fork.json"  # in the folder of a run that began as another's
 SEEN_SECONDS = 30  # that a shared folder may take to show what another host wrote
@@ -115,14 +116,14 @@ def open_folder(
         }
         if is_new and holds_run(folder):
             raise UserError(f"--resume never: {folder} holds a run; name another run_dir")
-        before = last_meta(folder)
+        _check_nothing_lost(folder)
+        before = _last_accepted(folder)
         changed = [] if before is None else _changes(before, about, folder, may_change)
-        if before is None:
-            _check_nothing_lost(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             check_links(folder)
             write_whole(folder / "config.yaml", text)
+            write_whole(folder / ACCEPTED, json.dumps(sealed(about)) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to run_dir {folder}: {error.strerror}") from error
         return changed, about
@@ -143,13 +144,29 @@ def forked_from(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def phase_folders(folder: Path) -> dict[str, Path]:
+    """Where the phases of a run keep their records and ``checkpoints``, the last phase first."""
+    return {"train": folder, "warm_start": folder / "warm_start"}
+
+
 def last_meta(folder: Path) -> dict[str, Any] | None:
     """What the run in a folder saved beside its newest state, as far as it can be read."""
-    for checkpoints in (folder / "checkpoints", folder / "warm_start" / "checkpoints"):
-        for step in reversed(steps_in(checkpoints)):
+    for part in phase_folders(folder).values():
+        for step in reversed(steps_in(part / "checkpoints")):
             with contextlib.suppress(DamagedError):
-                return read_meta(checkpoints, step)
+                return read_meta(part / "checkpoints", step)
     return None
+
+
+def _last_accepted(folder: Path) -> dict[str, Any] | None:
+    """The config and the rows that a run was last gone on with, if it has saved anything.
+
+    They may not be in a checkpoint yet.
+    """
+    meta = last_meta(folder)
+    with contextlib.suppress(DamagedError):
+        return meta and unsealed(folder / ACCEPTED)
+    return meta
 
 
 def _changes(
@@ -169,16 +186,21 @@ def _changes(
                 "--allow-config-change"
             )
         changed.append(f"other rows of {name}")
+    for name in now:
+        if name.startswith("data.eval") and then.get(name) != now[name]:
+            changed.append(f"other rows of {name}")
     return changed
 
 
 def _check_nothing_lost(folder: Path) -> None:
     """A run saves before its first step: without a checkpoint there can be no record of one."""
-    for part in (folder, folder / "warm_start"):
-        if steps := [record["step"] for record in read_records(part / "metrics.jsonl")]:
+    for part in phase_folders(folder).values():
+        if steps_in(part / "checkpoints"):
+            return
+        if count := len(read_records(part / "metrics.jsonl")):
             raise UserError(
-                f"{folder} has records of {len(steps)} steps, but no checkpoint that can be read; "
-                "put its checkpoints back from a copy, or begin anew in another run_dir"
+                f"{part} has records of {count} steps, but no checkpoint; put its checkpoints back "
+                "from a copy, or begin anew in another run_dir"
             )
 
 
@@ -228,7 +250,7 @@ def check_shared(folder: Path) -> None:
 
 def steps_kept(folder: Path) -> str:
     """From where the run in a folder goes on, in words."""
-    for part, phase in ((folder, ""), (folder / "warm_start", " of the warm start")):
+    for phase, part in phase_folders(folder).items():
         if kept := steps_in(part / "checkpoints"):
-            return f"step {kept[-1]}{phase}"
+            return f"step {kept[-1]}{'' if phase == 'train' else ' of the warm start'}"
     return BEGINNING

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+from rljax.ahead import REFERENCE
 from rljax.errors import UserError
 from rljax.folder import FORK, forked_from, holds_run
+from rljax.host.agree import is_writer, meet
 from rljax.host.checkpoint import no_step
 from rljax.host.files import write_whole
 from rljax.host.steps import FROZEN, steps_in
 
-RECORDS = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "reference.safetensors")
+COPIED = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", REFERENCE)
 
 
 class Origin(NamedTuple):
@@ -19,6 +22,16 @@ class Origin(NamedTuple):
 
     run: Path
     step: int | None
+
+
+def fork_together(origin: Origin, folder: Path) -> None:
+    """``fork`` on process 0, while the others look whether it is done: a collective would not wait
+    so long."""
+    if is_writer():
+        fork(origin, folder)
+    while not (folder / FORK).exists():
+        time.sleep(0.2)
+    meet("forked")
 
 
 def find_run(name: str) -> Path:
@@ -58,6 +71,7 @@ def fork(origin: Origin, folder: Path) -> None:
 
     Raises ``UserError`` if the folder holds another run, or there is nothing to go on from.
     """
+    folder = folder.absolute()
     wanted = {"run": str(origin.run.resolve()), "step": origin.step}
     if told := forked_from(folder):
         if told == wanted:
@@ -78,7 +92,7 @@ def fork(origin: Origin, folder: Path) -> None:
                     shutil.copytree(origin.run / part / str(step), partial / part / str(step))
         if (frozen := origin.run / "checkpoints" / FROZEN).exists():
             shutil.copytree(frozen, partial / "checkpoints" / FROZEN)
-        for name in RECORDS:
+        for name in COPIED:
             if (origin.run / name).exists():
                 shutil.copy2(origin.run / name, partial / name)
         write_whole(partial / FORK, json.dumps(wanted) + "\n")

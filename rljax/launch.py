@@ -5,6 +5,7 @@ same ``run_dir`` goes on where it stopped. On several hosts the same command run
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -22,15 +23,14 @@ from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.folder import open_folder, removed_if_refused, run_folder, steps_kept
-from rljax.fork import find_origin, find_run, fork
-from rljax.host.agree import agreed, is_writer, meet
+from rljax.fork import find_origin, find_run, fork_together
+from rljax.host.agree import is_writer, meet
 from rljax.host.cluster import find_place
 from rljax.host.distributed import Peers
 from rljax.host.metrics import Journal
-from rljax.host.secrets import guard_tracebacks, redact, redacted, say
+from rljax.host.secrets import guard_tracebacks, redact, redacted, refuse_placeholders, say
 from rljax.host.stopping import (
     TRY_AGAIN,
-    WORDS,
     Signals,
     Stopped,
     TransientError,
@@ -114,8 +114,10 @@ def plan_or_run(options: argparse.Namespace, peers: Peers | None = None) -> int:
         old = find_run(options.resume)
     config_path, overrides = config_and_overrides(options.settings, old)
     if old is not None:
-        overrides = [f"run_dir={'null' if options.fork else old}", *overrides]
+        overrides = [f"run_dir={'null' if options.fork else json.dumps(str(old))}", *overrides]
     config = load_config(config_path, overrides)
+    if old is not None:
+        refuse_placeholders(resolved(config))
     if old is not None and not options.fork and Path(config.run_dir or "") != old:
         raise UserError(
             f"--resume {old} with run_dir={config.run_dir}: a run goes on in its own folder; "
@@ -168,6 +170,7 @@ def run(
     def leave(words: str, code: int) -> NoReturn:
         words = f"{words}; {goes_on(folder)}"
         terminal.note("stopped", words, code=code, text=words)
+        terminal.close()
         if peers is not None:
             peers.end(words, code)
         leave_at_once(words, code)
@@ -186,7 +189,7 @@ def run(
                 peers.where = lambda: steps_kept(folder)
             with removed_if_refused(folder), built.pool, jax.set_mesh(built.mesh):
                 if options.fork:
-                    agreed(lambda: fork(find_origin(options.fork), folder))
+                    fork_together(find_origin(options.fork), folder)
                 opened = open_folder(
                     folder,
                     config,
@@ -198,7 +201,7 @@ def run(
                     terminal.journal = Journal(folder / "events.jsonl", report=say)
                 Run(config, built, folder, opened, terminal, signals).run()
         except Stopped as stop:
-            words = f"{WORDS[stop.code]}; {goes_on(folder)}"
+            words = f"{stop.words}; {goes_on(folder)}"
             terminal.note("stopped", words, code=stop.code, text=words)
             if is_writer():
                 say(words)
@@ -206,6 +209,8 @@ def run(
         except Exception as error:
             terminal.note("error", "", text=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            terminal.close()
     return 0
 
 

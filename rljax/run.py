@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from safetensors import SafetensorError
 
 from rljax import __version__
-from rljax.ahead import read_reference, write_reference
+from rljax.ahead import REFERENCE, fault_of, read_reference, write_reference
 from rljax.build import Build
 from rljax.checks import laid_out
 from rljax.config import Config
 from rljax.describe import describe
+from rljax.errors import UserError
 from rljax.evaluator import Evaluator
 from rljax.export import export_role, run_details
 from rljax.folder import Opened
 from rljax.host.agree import agreed, is_writer, meet
-from rljax.host.checkpoint import Checkpoints, restore_parts
+from rljax.host.checkpoint import Checkpoints, Restored, restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.evidence import BadSteps
+from rljax.host.files import write_whole
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, json_text, read_records
@@ -74,10 +77,11 @@ class Run:
         self.config, self.built, self.folder, self.terminal = config, built, folder, terminal
         self._opened, self._stopping = opened, stopping
         self._started = time.perf_counter()
-        self._earlier = {"wall_seconds": 0.0, "compile_seconds": 0.0}  # of starts before this one
         self._compile_seconds = 0.0
-        self._evaluation_seconds = 0.0  # of the longest evaluation
+        self._earlier: dict[str, Any] | None = None  # progress of the starts before this one
         self._evaluations: list[dict] = []  # their figures, of all starts
+        self._evaluation_seconds = 0.0  # of the longest
+        self._save_seconds = 0.0  # likewise
         self._made: Trees | None = None  # starts that are not used yet
         self._tired = False  # no better evaluation is waited for
 
@@ -90,17 +94,21 @@ class Run:
             best = None
             if settings.best is not None:
                 best = closing.enter_context(self._best_checkpoint())
-            resumed, state = self._resume(phase, checkpoints)
+            restored = self._resume(phase, checkpoints)
+            resumed, state = (None, None) if restored is None else restored[:2]
             if best is not None:
                 best.drop_after(resumed)
+            evaluated = {record["step"] for record in self._evaluations}
             evaluations, samples = (
                 closing.enter_context(contextlib.closing(records))
                 for records in (
-                    self._records(self.folder / "evaluations.jsonl", known=self._evaluations),
-                    self._records(self.folder / "samples.jsonl", resumed),
+                    self._records("evaluations.jsonl", known=self._evaluations),
+                    self._records("samples.jsonl", up_to_step=resumed, of_steps=evaluated),
                 )
             )
-            phase, evaluator = self._with_reference(phase)
+            phase, evaluator = self._with_reference(phase, checkpoints)
+            if state is not None:
+                self._made = None  # they were only to ask the reference
 
             def evaluate(step: int, state: TrainState) -> None:
                 began = time.perf_counter()
@@ -113,7 +121,7 @@ class Run:
                     if response["prompt_index"] < settings.samples:
                         samples.write({"step": step, **response})
                 if best is not None and self._best_step() == step:
-                    best.save(step, state, self._progress(), force=True)
+                    best.save(step, state, self._progress(checkpoints), force=True)
                     best.wait()  # a checkpoint after this one must not be without it
                 self._tired = self._out_of_patience()
                 seconds = time.perf_counter() - began
@@ -123,14 +131,13 @@ class Run:
                 every = settings.every_steps
                 if step == phase.steps or (every and step % every == 0):
                     # It may take longer than a run is given to stop.
-                    self._stopping.check(self._evaluation_seconds + checkpoints.save_seconds)
+                    self._check_stop(checkpoints, self._evaluation_seconds)
                     evaluate(step, state)
 
             if state is None:
                 state = self._place(phase, self._starts())
                 evaluate(0, state)
-                checkpoints.save(0, state, self._progress(), force=True)
-                checkpoints.wait()  # from now on the run is in its checkpoints
+                checkpoints.save_and_wait(0, state, self._progress(checkpoints))
             else:
                 self._tired = self._out_of_patience()
                 if all(record["step"] != resumed for record in self._evaluations):
@@ -138,26 +145,42 @@ class Run:
             state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
         step, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
-        self._finish(step, params, frozen)
+        try:
+            self._finish(step, params, frozen)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot write to {self.folder}: {error}; the run is saved, and the same command "
+                "writes what is missing"
+            ) from error
 
-    def _resume(
-        self, phase: Phase, checkpoints: Checkpoints
-    ) -> tuple[int | None, TrainState | None]:
-        """The step and the state that a phase goes on from, if it was begun."""
+    def _resume(self, phase: Phase, checkpoints: Checkpoints) -> Restored | None:
+        """What a phase goes on from, if it was begun."""
         if agreed(lambda: not steps_in(checkpoints.folder)):
-            return None, None
-        self._made = None
-        wanted, _ = laid_out(self.built, phase)
-        restored = checkpoints.restore(wanted)
-        for newer, why in restored.passed_over.items():
-            text = f"the checkpoint of step {newer} is damaged ({why}): passed over, and set aside"
-            self.terminal.say("damaged", text, phase=phase.name, step=newer, why=why)
+            return None
+        restored = self._restore(phase, checkpoints)
         text = f"resuming from step {restored.step}"
         self.terminal.say("resume", text, phase=phase.name, step=restored.step)
-        progress = dict(restored.progress)
-        self._evaluations = progress.pop("evaluations")
-        self._earlier = progress
-        return restored.step, restored.state
+        if self._earlier is None:  # else it is the warm start, gone back to for a reference
+            self._earlier = restored.progress
+            self._evaluations = restored.progress["evaluations"]
+            self._evaluation_seconds = restored.progress["evaluation_seconds"]
+            self._save_seconds = restored.progress["save_seconds"]
+        return restored
+
+    def _restore(
+        self, phase: Phase, checkpoints: Checkpoints, up_to_step: int | None = None
+    ) -> Restored:
+        wanted, _ = laid_out(self.built, phase)
+        restored = checkpoints.restore(wanted, up_to_step)
+        for newer, why in restored.passed_over.items():
+            text = f"the checkpoint of step {newer} is damaged ({why}): passed over"
+            self.terminal.say("damaged", text, phase=phase.name, step=newer, why=why)
+        return restored
+
+    def _check_stop(self, checkpoints: Checkpoints, needed_seconds: float = 0.0) -> None:
+        """Raises ``Stopped`` if the run is to stop rather than work on for so long, and save."""
+        saving = max(self._save_seconds, checkpoints.save_seconds)
+        self._stopping.check(needed_seconds + 2 * saving)
 
     def _say_hello(self) -> None:
         say = self.terminal.say
@@ -167,12 +190,8 @@ class Run:
         for change in self._opened.changed:
             say("changed", f"changed     {change}", text=change)
 
-    def _records(
-        self, path: Path, up_to_step: int | None = None, known: list[dict] | None = None
-    ) -> Records:
-        return Records(
-            path if is_writer() else None, up_to_step=up_to_step, known=known, report=self._warn
-        )
+    def _records(self, name: str, **which: Any) -> Records:
+        return Records(self.folder / name if is_writer() else None, report=self._warn, **which)
 
     def _warn(self, text: str, step: int | None = None) -> None:
         at = {} if step is None else {"step": step}
@@ -207,7 +226,7 @@ class Run:
             self.terminal.say("early stop", text, patience=settings.patience)
         return tired
 
-    def _with_reference(self, phase: Phase) -> tuple[Phase, Evaluator]:
+    def _with_reference(self, phase: Phase, checkpoints: Checkpoints) -> tuple[Phase, Evaluator]:
         """The phase and the evaluator, with the reference's log-probs if they are computed ahead.
 
         They are kept in the run's folder, for a resumed run to have the very same.
@@ -217,8 +236,10 @@ class Run:
             tables = {"train": phase.batches.table}
             if measuring is not None:
                 tables["heldout"] = measuring.table
-            path = self.folder / "reference.safetensors"
-            if not agreed(path.exists):
+            path = self.folder / REFERENCE
+            if fault := agreed(lambda: fault_of(path, tables)):
+                if agreed(path.exists):
+                    self._warn(f"{path} {fault}: asking the reference anew")
                 self._made = self._make_starts()
                 trees = jax.jit(built.ahead.make)(self._made)
                 with self._compiling("reference"):
@@ -228,19 +249,26 @@ class Run:
             phase = phase._replace(batches=phase.batches.over(tables["train"]))
             if measuring is not None:
                 measuring = measuring._replace(table=tables["heldout"])
-        return phase, Evaluator(self.config, built, self._compiling, measuring, self._stopping)
+        check_stop = functools.partial(self._check_stop, checkpoints)
+        return phase, Evaluator(self.config, built, self._compiling, measuring, check_stop)
 
     def _seconds(self) -> dict[str, float]:
         """Seconds spent on this run, over all its starts."""
-        wall = time.perf_counter() - self._started
-        return {
-            "wall_seconds": self._earlier["wall_seconds"] + wall,
-            "compile_seconds": self._earlier["compile_seconds"] + self._compile_seconds,
+        here = {
+            "wall_seconds": time.perf_counter() - self._started,
+            "compile_seconds": self._compile_seconds,
         }
+        earlier = self._earlier or {}
+        return {name: earlier.get(name, 0.0) + seconds for name, seconds in here.items()}
 
-    def _progress(self) -> dict[str, Any]:
+    def _progress(self, checkpoints: Checkpoints) -> dict[str, Any]:
         """What a checkpoint holds of the host's side."""
-        return {**self._seconds(), "evaluations": self._evaluations}
+        return {
+            **self._seconds(),
+            "evaluations": self._evaluations,
+            "evaluation_seconds": self._evaluation_seconds,
+            "save_seconds": max(self._save_seconds, checkpoints.save_seconds),
+        }
 
     @contextlib.contextmanager
     def _compiling(self, what: str):
@@ -265,11 +293,11 @@ class Run:
         if warm_start is None:
             return {name: self._load(name) for name in starts}
         with self._checkpoints(warm_start) as checkpoints:
-            _, state = self._resume(warm_start, checkpoints)
-            if state is None:
+            if restored := self._resume(warm_start, checkpoints):
+                state = restored.state
+            else:
                 state = self._place(warm_start, {"policy": self._load("policy")})
-                checkpoints.save(0, state, self._progress(), force=True)
-                checkpoints.wait()
+                checkpoints.save_and_wait(0, state, self._progress(checkpoints))
             state = self._train(warm_start, state, checkpoints)
         others = {name: self._load(name) for name in starts if name != "policy"}
         return {"policy": state.params["policy"], **others}
@@ -303,7 +331,8 @@ class Run:
 
         _, shardings = laid_out(self.built, phase)
         step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
-        records = self._records(self._folder(phase) / "metrics.jsonl", done)
+        part = self._folder(phase).relative_to(self.folder)
+        records = self._records(str(part / "metrics.jsonl"), up_to_step=done)
         with (
             contextlib.closing(records),
             self.terminal.phase(phase.name, phase.steps, done) as bar,
@@ -318,7 +347,7 @@ class Run:
                 on_step=on_step,
                 on_state=on_state,
                 enough=enough,
-                progress=self._progress,
+                progress=functools.partial(self._progress, checkpoints),
                 stopping=self._stopping,
                 guard=self._guard(phase, checkpoints),
             )
@@ -328,8 +357,7 @@ class Run:
 
         def roll_back() -> TrainState:
             checkpoints.wait()
-            wanted, _ = laid_out(built, phase)
-            restored = checkpoints.restore(wanted, checkpoints.latest_due())
+            restored = self._restore(phase, checkpoints, checkpoints.latest_due())
             text = f"back to the state of step {restored.step}"
             self.terminal.say("rolled back", text, phase=phase.name, step=restored.step)
             return restored.state
@@ -366,13 +394,13 @@ class Run:
             text = f"the {which} {config.evaluation.best} was at step {step}: exporting that state"
             if step != last:
                 kept = self._folder(built.train) / "best"
-                if not agreed((kept / str(step)).exists):
-                    step = last
-                    text = f"{text.partition(':')[0]}, whose state was not kept: exporting the last"
-                else:
-                    wanted, _ = laid_out(built, built.train)
+                wanted, _ = laid_out(built, built.train)
+                try:
                     _, parts = restore_parts(kept, step, {"params": wanted.params}, {})
                     params = parts["params"]
+                except UserError as error:
+                    step = last
+                    text = f"{text.partition(':')[0]}, but {error}: exporting the last"
             self.terminal.say("best", text, step=step)
         export_role(
             folder / built.role,
@@ -401,7 +429,7 @@ class Run:
         summary = {"before": before, "after": after, "steps": last, **self._seconds()}
         if config.evaluation.best is not None:
             summary["exported_step"] = step
-        (folder / "summary.json").write_text(json_text(summary, 2) + "\n", encoding="utf-8")
+        write_whole(folder / "summary.json", json_text(summary, 2) + "\n")
         self.terminal.before_after(before, after)
         shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
         self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")

@@ -5,19 +5,21 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from rich.progress import track
 
+from rljax.ahead import REFERENCE, fault_of
 from rljax.changes import changes
 from rljax.config import load_config, resolved
 from rljax.errors import UserError
-from rljax.folder import holds_run, last_meta
+from rljax.folder import holds_run, last_meta, phase_folders
 from rljax.host.metrics import read_lines
 from rljax.host.secrets import say
 from rljax.host.steps import FROZEN, STATE, DamagedError, check_saved, read_meta, steps_in
 from rljax.host.terminal import Parser, Terminal
 
 CHECKPOINTS = ("checkpoints", "best", "warm_start/checkpoints")
-RECORDS = {"metrics.jsonl": "checkpoints", "warm_start/metrics.jsonl": "warm_start/checkpoints"}
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 
 class Finding(NamedTuple):
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     run = parser.parse_args(arguments).run
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    jax.config.update("jax_platforms", "cpu")  # what is read may be more than an accelerator holds
     terminal = Terminal()
     try:
         if not holds_run(run):
@@ -68,21 +71,23 @@ def verify(run: Path, *, progress: bool = False) -> list[Finding]:
     parts = [(folder, step) for folder in CHECKPOINTS for step in steps_in(run / folder)]
     for folder, step in track(parts, "reading", disable=not progress, transient=True):
         findings.append(_check_step(run, folder, step))
-    for folder in ("checkpoints", "warm_start/checkpoints"):
-        if (run / folder / FROZEN).exists():
-            findings.append(_check_frozen(run, folder))
-    for name, folder in RECORDS.items():
-        if (run / name).exists():
-            findings.append(_check_records(run, name, folder))
-    if (run / "evaluations.jsonl").exists():
+    for part in phase_folders(Path()).values():
+        findings += _check_frozen(run, f"{part / 'checkpoints'}")
+        if max(steps_in(run / part / "checkpoints"), default=0) or (run / part / METRICS).exists():
+            findings.append(_check_records(run, f"{part / METRICS}", f"{part / 'checkpoints'}"))
+    meta = last_meta(run)
+    if (run / EVALUATIONS).exists() or (meta and meta["progress"]["evaluations"]):
         findings.append(_check_evaluations(run))
+    if (run / REFERENCE).exists():
+        fault = fault_of(run / REFERENCE)
+        findings.append(Finding(REFERENCE, fault is None, fault or "with the digest it was saved"))
     return findings
 
 
 def goes_on_from(findings: list[Finding]) -> str | None:
     """The newest sound checkpoint, of training if that was begun."""
     sound = {finding.part: finding.sound for finding in findings}
-    for folder in ("checkpoints", "warm_start/checkpoints"):
+    for folder in (f"{part / 'checkpoints'}" for part in phase_folders(Path()).values()):
         steps = [part for part in sound if re.fullmatch(rf"{folder}/\d+", part)]
         if steps:
             usable = [part for part in steps if sound[part]]
@@ -117,19 +122,22 @@ def _check_step(run: Path, folder: str, step: int) -> Finding:
     return Finding(part, True, f"{count} leaves, each with the digest that was saved")
 
 
-def _check_frozen(run: Path, folder: str) -> Finding:
+def _check_frozen(run: Path, folder: str) -> list[Finding]:
+    """By the newest step that says what it should be, if there should be something."""
     part = f"{folder}/{FROZEN}"
     for step in reversed(steps_in(run / folder)):
         try:
             meta = read_meta(run / folder, step)
         except DamagedError:
             continue
+        if not any(name.startswith(f"{FROZEN}/") for name in meta["leaves"]):
+            return []
         try:
             count = check_saved(run / folder / FROZEN / STATE, meta, under=FROZEN)
         except DamagedError as damage:
-            return Finding(part, False, str(damage))
-        return Finding(part, True, f"{count} leaves, each with the digest that was saved")
-    return Finding(part, False, "no step says what it should be")
+            return [Finding(part, False, str(damage))]
+        return [Finding(part, True, f"{count} leaves, each with the digest that was saved")]
+    return []
 
 
 def _check_records(run: Path, name: str, folder: str) -> Finding:
@@ -152,7 +160,7 @@ def _check_records(run: Path, name: str, folder: str) -> Finding:
 
 def _check_evaluations(run: Path) -> Finding:
     """The records are those that the newest checkpoint knows of, and perhaps later ones."""
-    name, meta = "evaluations.jsonl", last_meta(run)
+    name, meta = EVALUATIONS, last_meta(run)
     records = [line.record for line in read_lines(run / name)]
     known = [] if meta is None else meta["progress"].get("evaluations", [])
     if None in records:

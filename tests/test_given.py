@@ -17,6 +17,7 @@ from tiny import SETTINGS, begin_training, tiny_build, train
 
 from rljax import algorithms, export, launch
 from rljax import eval as evaluation
+from rljax.ahead import fault_of
 from rljax.build import build
 from rljax.checks import abstract_state, first_batch
 from rljax.config import load_config
@@ -158,6 +159,13 @@ def test_a_reference_asked_ahead_teaches_the_same_and_is_no_longer_held(pairs, t
     }
     assert (asked / "checkpoints/frozen").exists()
     assert not (ahead / "checkpoints/frozen").exists()
+    # Damage is found, told, and the reference asked anew.
+    asked_first = (ahead / "reference.safetensors").read_bytes()
+    (ahead / "reference.safetensors").write_bytes(asked_first[:-1] + b"x")
+    assert fault_of(ahead / "reference.safetensors") == "is damaged"
+    run(ahead, *settings, "data.reference_ahead=true")
+    assert (ahead / "reference.safetensors").read_bytes() == asked_first
+    assert "is damaged: asking the reference anew" in (ahead / "events.jsonl").read_text()
 
 
 def test_other_rows_than_a_run_began_with_are_refused(tmp_path, pairs, capsys):

@@ -12,7 +12,7 @@ from rljax import launch, verify
 from rljax.build import build
 from rljax.config import load_config
 from rljax.folder import open_folder
-from rljax.host.steps import read_meta, steps_in
+from rljax.host.steps import read_meta, sealed, steps_in
 from rljax.host.stopping import Stopped, Stopping
 from rljax.host.terminal import Terminal
 from rljax.run import Run
@@ -141,8 +141,54 @@ def test_what_cannot_be_gone_on_with_ends_in_one_line(run, capsys, arguments, sa
 def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(run, capsys):
     shutil.rmtree(run / "checkpoints")
     error = said(capsys, *RUN, f"run_dir={run}")
-    assert "has records of 4 steps, but no checkpoint that can be read" in error
+    assert "has records of 4 steps, but no checkpoint" in error
     assert len(records(run / "metrics.jsonl")) == 4
+
+
+def test_nor_does_one_that_has_those_of_its_warm_start(run, capsys):
+    (run / "warm_start").mkdir()
+    shutil.move(run / "checkpoints", run / "warm_start/checkpoints")
+    assert "has records of 4 steps, but no checkpoint" in said(capsys, *RUN, f"run_dir={run}")
+
+
+def test_what_was_accepted_is_so_before_it_is_saved(run, capsys):
+    """A run that goes on with a change may be killed before its next checkpoint."""
+    settings = [*RUN, f"run_dir={run}", "seed=1"]
+    assert launch.main([*settings, "--allow-config-change"]) == 0  # nothing is left to be done
+    assert launch.main(settings) == 0
+    assert "seed 1 -> 0" in said(capsys, *RUN, f"run_dir={run}")
+
+
+def test_other_held_out_rows_are_told(run, capsys):
+    rows = (CONFIG.parent / "addition_heldout.jsonl").read_text().splitlines()
+    (run / "heldout.jsonl").write_text("\n".join(reversed(rows)) + "\n")
+    assert launch.main([*RUN, f"run_dir={run}", f"data.eval={run / 'heldout.jsonl'}"]) == 0
+    assert "other rows of data.eval" in [e.get("text") for e in events(run)]
+
+
+def test_samples_of_an_evaluation_that_is_not_known_are_not_there_twice(run, finished):
+    """It was killed between them and the next checkpoint."""
+    shutil.rmtree(run / "checkpoints/4")
+    meta = read_meta(run / "checkpoints", 2)
+    meta["progress"]["evaluations"].pop()
+    (run / "checkpoints/2/meta/metadata").write_text(json.dumps(sealed(meta)))
+    assert launch.main([*RUN, f"run_dir={run}"]) == 0
+    for name in ("evaluations.jsonl", "samples.jsonl"):
+        assert records(run / name) == records(finished / name)
+
+
+def test_a_run_may_be_called_by_a_number(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    run.rename("0007")
+    assert launch.main(["--resume", "0007"]) == 0
+    assert launch.main([*RUN, "run_dir=0007"]) == 0
+    assert not (run.parent / "7").exists()
+
+
+def test_a_secret_that_was_kept_out_is_to_be_given_again(run, capsys):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("marker: '#'", "marker: '[MY_KEY]'"))
+    assert "give that setting again, as some.key=$MY_KEY" in said(capsys, "--resume", str(run))
 
 
 def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys):
@@ -167,8 +213,7 @@ def test_the_config_is_found_though_its_file_is_gone(run, capsys):
 def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path, finished, capsys):
     folder = tmp_path / "run"
     error = said(capsys, *RUN, f"run_dir={folder}", "time_limit=0.01", code=75)
-    assert "the time limit is near" in error
-    assert error.endswith(f"rljax: terminated; the same with run_dir={folder} resumes it\n")
+    assert error.endswith(f"rljax: out of time; the same with run_dir={folder} resumes it\n")
     assert events(folder)[-1]["event"] == "stopped"
     assert launch.main([*RUN, f"run_dir={folder}"]) == 0
     assert digests_of(folder, 4) == digests_of(finished, 4)
@@ -217,6 +262,9 @@ def test_stopped_again_and_again_between_steps_and_in_evaluations_it_ends_as_it_
         (lambda run: (run / "checkpoints/2/meta/metadata").unlink(), "checkpoints/2"),
         (lambda run: shutil.rmtree(run / "checkpoints/4/state"), "checkpoints/4"),
         (lambda run: (run / "checkpoints/frozen/state/manifest.ocdbt").unlink(), "frozen"),
+        (lambda run: shutil.rmtree(run / "checkpoints/frozen"), "frozen"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics"),
+        (lambda run: (run / "evaluations.jsonl").unlink(), "evaluations"),
     ],
 )
 def test_verify_names_what_is_damaged(run, capsys, damage, part):

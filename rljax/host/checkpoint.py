@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers as policies
 
 from rljax.errors import UserError
 from rljax.host.agree import agreed, is_writer, largest, meet
@@ -67,14 +68,15 @@ class Checkpoints:
         frozen: Path | None = None,
         about: Mapping[str, Any] = MappingProxyType({}),
     ):
-        """Saves every ``every_steps`` steps and keeps the newest ``keep``.
+        """Saves every ``every_steps`` steps and keeps the newest ``keep``, and the newest of those
+        that were due.
 
         What is frozen is written to ``frozen``, by default beside the steps. What there is to know
         ``about`` the run, as JSON, is saved with each step.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails raises, and is said once
         self.folder, self._every_steps, self._about = folder, every_steps, about
-        self.save_seconds = 0.0  # that the longest save took which was waited for
+        self.save_seconds = 0.0  # that the longest save took which was waited for from its start
         self._writes_frozen = frozen is None
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
         self._frozen = (frozen or folder / FROZEN) / STATE
@@ -87,7 +89,9 @@ class Checkpoints:
                     META: ocp.JsonCheckpointHandler(),
                 },
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep,
+                    preservation_policy=policies.AnyPreservationPolicy(
+                        [policies.LatestN(keep), policies.EveryNSteps(every_steps, max_to_keep=1)]
+                    ),
                     cleanup_tmp_directories=True,
                     enable_async_checkpointing=True,
                 ),
@@ -171,23 +175,29 @@ class Checkpoints:
         """Removes the steps after ``step``, which belong to another course of the run, or all; or
         moves them to ``SET_ASIDE``."""
         self.wait()
-        if is_writer():
-            for newer in steps_in(self.folder):
-                if step is None or newer > step:
-                    path = self.folder / str(newer)
-                    if set_aside:
-                        path.rename(_free(self.folder.parent / SET_ASIDE, str(newer)))
-                    else:
-                        shutil.rmtree(path)
+        with self._writing():
+            if is_writer():
+                for newer in steps_in(self.folder):
+                    if step is None or newer > step:
+                        path = self.folder / str(newer)
+                        if set_aside:
+                            path.rename(_free(self.folder.parent / SET_ASIDE, str(newer)))
+                        else:
+                            shutil.rmtree(path)
         meet("dropped")
         self._manager.reload()
 
+    def save_and_wait(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+        """Until the state is written, whether it was due or not."""
+        started = time.perf_counter()
+        self.save(step, state, progress, force=True)
+        self.wait()
+        self.save_seconds = max(self.save_seconds, time.perf_counter() - started)
+
     def wait(self) -> None:
         """Until everything is written."""
-        started = time.perf_counter()
         with self._writing():
             self._manager.wait_until_finished()
-        self.save_seconds = max(self.save_seconds, time.perf_counter() - started)
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -257,6 +267,8 @@ def restore_parts(
         parts = {name: {} for name in state} | {FROZEN: {}}
         try:
             meta = _agreed_meta(folder, candidate)
+            if other := difference(meta, {**state, FROZEN: frozen}, of_part=True):
+                raise UserError(f"the checkpoint {folder}/{candidate} is {other} the config")
             if jax.tree.leaves(state):
                 path = folder / str(candidate) / STATE
                 parts |= _on_all(lambda path=path: read_part(path, state))

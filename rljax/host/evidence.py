@@ -57,7 +57,8 @@ class BadSteps:
     def _write(self, path: Path, record: dict[str, Any]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json_text(redacted(record, by_looks=False), indent=2) + "\n")
-        files = sorted(self._folder.glob("*.json"), key=lambda file: int(file.stem))
+        files = [file for file in self._folder.glob("*.json") if file.stem.isdigit()]
+        files.sort(key=lambda file: int(file.stem))
         for old in files[:-FILES]:
             old.unlink()
 

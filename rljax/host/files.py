@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file, or leaves the one that is there as it is. Raises ``OSError`` then."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -19,15 +19,23 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def ends_with_a_line(path: Path) -> bool:
+    """Whether no crash has left the beginning of a line at the end of a file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) in (b"", b"\n")
+
+
 class Appending:
     """A file that text is appended to. What cannot be written is kept, and tried again with what
     comes next; ``report`` gets a line when that begins, and when text is lost in the end."""
 
     def __init__(self, path: Path, report: Callable[[str], None]):
         self._path, self._report = path, report
-        self._pending = b""
-        self._failing = False
         self._file = path.open("ab", buffering=0)
+        self._pending = b"" if ends_with_a_line(path) else b"\n"
+        self._failing = False
 
     def write(self, text: str) -> None:
         self._pending += text.encode()

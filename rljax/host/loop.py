@@ -151,20 +151,17 @@ def run_steps(
             records.write({"step": done, **metrics})
             on_step(done, metrics)
             if rolled_back or error is not None:
-                checkpoints.save(done, state, progress(), force=True)
+                checkpoints.save_and_wait(done, state, progress())
             if error is not None:
-                checkpoints.wait()
                 raise error
             on_state(done, state)
             last = done if enough() else last
             if done < last:
                 checkpoints.save(done, state, progress())
     except Stopped:
-        checkpoints.save(done, state, progress(), force=True)
-        checkpoints.wait()
+        checkpoints.save_and_wait(done, state, progress())
         raise
-    checkpoints.save(done, state, progress(), force=True)
-    checkpoints.wait()
+    checkpoints.save_and_wait(done, state, progress())
     stopping.unsaved = False
     return state
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,28 +39,36 @@ class Records:
         path: Path | None,
         *,
         up_to_step: int | None = None,
+        of_steps: Collection[int] | None = None,
         known: Sequence[dict[str, Any]] | None = None,
         report: Callable[[str], None] = print,
     ):
         """Goes on after the records up to and including ``up_to_step``; later ones, which the
-        resumed run will write again, are dropped. None starts anew. Records that are ``known``
-        take the place of those in the file.
+        resumed run will write again, are dropped, and so are those of other steps than ``of_steps``
+        if these are given. None starts anew. Records that are ``known`` take the place of those in
+        the file.
 
         Without a ``path`` nothing is written: another process of the run does it. What cannot be
         read or written is told to ``report``, and stops nothing."""
         self._file = None
         if path is None:
             return
-        if known is None:
-            lines = [] if up_to_step is None else list(read_lines(path))
-            kept = [x for x in lines if x.record is not None and x.record["step"] <= up_to_step]
-            if unread := sum(line.record is None for line in lines):
-                report(f"{path}: {unread} damaged line(s) left out")
-            text = "".join(f"{line.text}\n" for line in kept)
-        else:
-            text = "".join(_line(record) for record in known)
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def is_kept(line: Line) -> bool:
+            step = None if line.record is None else line.record["step"]
+            return (
+                step is not None and step <= up_to_step and (of_steps is None or step in of_steps)
+            )
+
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if known is None:
+                lines = [] if up_to_step is None else list(read_lines(path))
+                if unread := sum(line.record is None for line in lines):
+                    report(f"{path}: {unread} damaged line(s) left out")
+                text = "".join(f"{line.text}\n" for line in lines if is_kept(line))
+            else:
+                text = "".join(_line(record) for record in known)
             if path.exists() and path.read_bytes().startswith(text.encode()):
                 with path.open("r+b") as file:  # which needs no room
                     file.truncate(len(text.encode()))
@@ -80,17 +88,25 @@ class Records:
 
 
 class Journal:
-    """What happened to a run, over all its starts: one JSON object per line, with the time."""
+    """What happened to a run, over all its starts: one JSON object per line, with the time.
+
+    What cannot be written is told to ``report``, and stops nothing."""
 
     def __init__(self, path: Path, report: Callable[[str], None]):
-        self._file = Appending(path, report)
+        self._file = None
+        try:
+            self._file = Appending(path, report)
+        except OSError as error:
+            report(f"cannot write to {path}: {error.strerror}")
 
     def write(self, event: str, fields: dict[str, Any]) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._file.write(_line({"time": now, "event": event, **fields}))
+        if self._file is not None:
+            self._file.write(_line({"time": now, "event": event, **fields}))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

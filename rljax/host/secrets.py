@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from rljax.errors import UserError
+
 LEAST_CHARACTERS = 8  # of a secret; what is shorter stands everywhere by chance
 NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 SHAPES = (  # what is a secret by its looks, and what takes its place
@@ -70,6 +72,18 @@ def redacted(
         return node
 
     return walk(tree)
+
+
+def refuse_placeholders(tree: Any) -> None:
+    """Raises ``UserError`` if a config that was read from the folder of a run has a placeholder in
+    the place of a secret that was kept out of it."""
+    text = json.dumps(tree)
+    for name in re.findall(r"\[(\w+)\]", text):
+        if NAMES.search(name):
+            raise UserError(
+                f"the run's config has [{name}] in the place of a value that was kept out of its "
+                f"files; give that setting again, as some.key=${name}, or the config file"
+            )
 
 
 def say(text: str) -> None:

@@ -54,7 +54,7 @@ def describe_leaves(tree: PyTree) -> dict[str, dict[str, Any]]:
 
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What is saved beside a state, as plain JSON, with a hash of itself."""
+    """What is to be found as it was written, as plain JSON, with a hash of itself."""
     plain = json.loads(json.dumps(meta))
     return {**plain, SEAL: _hash(plain)}
 
@@ -64,27 +64,38 @@ def read_meta(folder: Path, step: int) -> dict[str, Any]:
 
     Raises ``DamagedError`` if it is missing, or is not what was written.
     """
-    path = folder / str(step) / META / "metadata"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        seal = meta.pop(SEAL)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{META}/metadata is missing") from error
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{META}/metadata cannot be read") from error
-    if seal != _hash(meta) or meta.get("step") != step:
-        raise DamagedError(f"{META}/metadata is not what was written")
+    meta = unsealed(folder / str(step) / META / "metadata")
+    if meta.get("step") != step:
+        raise DamagedError(f"{META}/metadata is of another step")
     return meta
 
 
-def difference(meta: Mapping[str, Any], tree: PyTree) -> str | None:
-    """Where the leaves that were saved are others than those of ``tree``, in words; else None."""
+def unsealed(path: Path) -> dict[str, Any]:
+    """What ``sealed`` made, from a file. Raises ``DamagedError`` if it is not there, or another."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        seal = plain.pop(SEAL)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{name} is missing") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{name} cannot be read") from error
+    if seal != _hash(plain):
+        raise DamagedError(f"{name} is not what was written")
+    return plain
+
+
+def difference(meta: Mapping[str, Any], tree: PyTree, *, of_part: bool = False) -> str | None:
+    """Where the leaves that were saved are others than those of ``tree``, in words; else None.
+
+    ``of_part``: there may be more of them.
+    """
     wanted = describe_leaves(tree)
     saved = {
         path: {"shape": leaf["shape"], "dtype": leaf["dtype"]}
         for path, leaf in meta["leaves"].items()
     }
-    for path in sorted(saved.keys() | wanted.keys()):
+    for path in sorted(wanted if of_part else saved.keys() | wanted.keys()):
         there, here = saved.get(path), wanted.get(path)
         if there != here:
             of = OF.get(path.split("/")[0], "state")

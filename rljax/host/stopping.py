@@ -17,6 +17,7 @@ INTERRUPTED = 130  # as shells have it
 TRY_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from here
 CODES = {signal.SIGTERM: TRY_AGAIN, signal.SIGINT: INTERRUPTED}
 WORDS = {TRY_AGAIN: "terminated", INTERRUPTED: "interrupted"}
+OUT_OF_TIME = "out of time"
 PATIENT_SECONDS = 5.0  # that work which can be done again is given to come to an end
 EARLY_SECONDS = 10.0  # before its time is up, in which a run that has nothing to save ends
 
@@ -26,11 +27,12 @@ class TransientError(UserError):
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, which is no error. ``code``: what the command is to exit with."""
+    """The run was asked to stop, which is no error. ``code``: what the command is to exit with, and
+    ``words``: why."""
 
-    def __init__(self, code: int):
+    def __init__(self, code: int, words: str = ""):
         super().__init__(code)
-        self.code = code
+        self.code, self.words = code, words or WORDS[code]
 
 
 class Stopping:
@@ -60,7 +62,7 @@ class Signals(Stopping):
     ):
         """``leave(words, code)`` ends the process, by default with these words on a line."""
         self._leave = leave or leave_at_once
-        self._code = 0
+        self._code, self._words = 0, ""
         self._answered = threading.Event()  # the main thread is on its way out
         self._end = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
         self._before: dict[signal.Signals, Any] = {}
@@ -69,11 +71,11 @@ class Signals(Stopping):
     def check(self, needed_seconds: float = 0.0) -> None:
         late = self._end is not None and time.monotonic() + needed_seconds > self._end
         if late:
-            self._stop(TRY_AGAIN, "the time limit is near")
+            self._stop(TRY_AGAIN, OUT_OF_TIME)
         code = largest(self._code)
         if code:
             self._answered.set()
-            raise Stopped(code)
+            raise Stopped(code, self._words)
 
     def __enter__(self) -> "Signals":
         self._pipe, self._entry = os.pipe()
@@ -108,12 +110,14 @@ class Signals(Stopping):
 
     def _watch_time(self) -> None:
         if not self._answered.wait(max(self._end - time.monotonic() - EARLY_SECONDS, 0.0)):
-            self._stop(TRY_AGAIN, "the time limit is near")
+            self._stop(TRY_AGAIN, OUT_OF_TIME)
 
     def _stop(self, code: int, why: str = "", again: str = "") -> None:
         """From now on ``check`` raises."""
         with self._lock:
-            first, self._code = not self._code, max(self._code, code)
+            first = not self._code
+            if code > self._code:
+                self._code, self._words = code, why or WORDS[code]
         if first or again:
             if is_writer():
                 before = f"{why}: " if why else ""
@@ -124,7 +128,7 @@ class Signals(Stopping):
         patient_until = time.monotonic() + PATIENT_SECONDS
         while not self._answered.wait(0.1):
             if time.monotonic() > patient_until and not self.unsaved:
-                self._leave(WORDS[code], code)
+                self._leave(self._words, code)
 
 
 def leave_at_once(words: str, code: int) -> NoReturn:

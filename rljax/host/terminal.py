@@ -41,6 +41,14 @@ class Terminal:
         if self.journal is not None:
             self.journal.write(event, redacted(fields or {"text": text}))
 
+    def close(self) -> None:
+        """The journal, and whatever of a progress bar hides the cursor."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
+        if self.rich:
+            self.console.show_cursor(True)
+
     @contextlib.contextmanager
     def phase(self, name: str, steps: int, done: int) -> Iterator["PhaseBar"]:
         """A stretch of steps with a progress bar."""

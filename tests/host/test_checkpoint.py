@@ -364,6 +364,21 @@ def test_if_none_is_sound_it_is_said_and_nothing_is_moved(two_steps, tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [6, 7]
 
 
+def test_parts_of_another_shape_are_no_damage(two_steps):
+    folder, _ = two_steps
+    wanted = {"params": abstract(mesh_of(1), width=6).params}
+    with pytest.raises(UserError, match=r"7 is of a different model: params/policy/gate"):
+        restore_parts(folder, None, wanted, {})
+
+
+def test_the_newest_step_that_was_due_is_kept_though_others_are_newer(tmp_path):
+    """One that was saved because the run was stopped is no landmark for going back."""
+    with opened(tmp_path, every_steps=4, keep=2) as checkpoints:
+        for step in (0, 4, 5, 6, 7):
+            checkpoints.save(step, placed(), {}, force=True)
+    assert steps_in(tmp_path) == [4, 6, 7]
+
+
 def test_parts_pass_over_what_is_damaged(two_steps, tmp_path):
     folder, _ = two_steps
     shutil.copytree(folder, tmp_path / "checkpoints")

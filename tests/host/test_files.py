@@ -39,6 +39,14 @@ def test_what_cannot_be_written_is_written_when_there_is_room_again(tmp_path):
     assert len(said) == 1
 
 
+def test_half_a_line_that_a_crash_left_takes_no_other_with_it(tmp_path):
+    (tmp_path / "log").write_text("whole\nha")
+    file = Appending(tmp_path / "log", print)
+    file.write("next\n")
+    file.close()
+    assert (tmp_path / "log").read_text() == "whole\nha\nnext\n"
+
+
 def test_what_is_never_written_is_told_in_the_end(tmp_path):
     said = []
     file = Appending(tmp_path / "log", said.append)

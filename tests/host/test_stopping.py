@@ -49,7 +49,7 @@ def test_near_its_end_it_is_said_though_nobody_asks(monkeypatch, capfd):
     with Signals(time_limit_seconds=0.3) as signals:
         signals.check()
         assert until_stopped(signals) == 75
-    assert "the time limit is near: stopping after this step" in capfd.readouterr().err
+    assert "out of time: stopping after this step" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("unsaved", [False, True])
