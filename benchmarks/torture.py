@@ -99,6 +99,7 @@ def torture(processes: int, kills: int, chance: random.Random) -> None:
             if not ended:
                 left -= 1
                 moments[name] += 1
+                print(f"killed {kills - left} of {kills}: {name}", file=sys.stderr)
         compare(alone, folder)
     head("processes", "kills", "runs", "while", "state, records, samples", "verify")
     where = ", ".join(f"{name} {count}" for name, count in sorted(moments.items()))

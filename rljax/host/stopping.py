@@ -115,14 +115,14 @@ class Signals(Stopping):
     def _stop(self, code: int, why: str = "", again: str = "") -> None:
         """From now on ``check`` raises."""
         with self._lock:
-            first = not self._code
-            if code > self._code:
-                self._code, self._words = code, why or WORDS[code]
-        if first or again:
+            if self._code and not again:
+                return  # it was said
             if is_writer():
                 before = f"{why}: " if why else ""
                 say(f"{before}stopping after this step{again}")
-            threading.Thread(target=self._lose_patience, args=(code,), daemon=True).start()
+            if code > self._code:
+                self._code, self._words = code, why or WORDS[code]
+        threading.Thread(target=self._lose_patience, args=(code,), daemon=True).start()
 
     def _lose_patience(self, code: int) -> None:
         patient_until = time.monotonic() + PATIENT_SECONDS

@@ -209,7 +209,7 @@ def test_a_run_that_goes_back_saves_at_once_where_it_stands():
     recorded = []
     guard = Guard(None, "roll_back", roll_back=roll_back)
     log = run(Diverging(3), guard=guard, on_step=lambda step, metrics: recorded.append(metrics))
-    assert log == [(3, 3), (4, 4), (6, 6), None]
+    assert log == [(3, 3), None, (4, 4), (6, 6), None]
     assert [metrics.get("guard/rolled_back", 0.0) for metrics in recorded] == [0, 0, 1, 0, 0, 0]
 
 
