@@ -88,7 +88,10 @@ def test_a_search_says_what_to_put_into_the_config(capsys, monkeypatch):
         (["--devices", "0"], "a number above 0"),
         (["mesh.fdsp=2"], 'did you mean "fsdp"'),
         (["data=2,fsdp=4", "data.prompts_per_step=12", "--chip", "H100"], "8 or 16 would"),
-        (["models.policy.width=400000", "--search", "--devices", "4"], "holds the state"),
+        (
+            ["models.policy.width=400000", "models.policy.heads=8", "--search", "--devices", "4"],
+            "holds the state",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments, says):
