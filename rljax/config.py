@@ -28,6 +28,7 @@ MODEL_OPTIONS = {  # beside a model's own keywords
     "vocab_at_once": DecoderConfig.vocab_at_once,
 }
 Limit = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[float, pydantic.Field(gt=0, lt=1e8)]  # in seconds
 OF_POLICY, SHARED = "policy", "shared"  # in place of a model: the policy's weights, or its trunk
 
 
@@ -122,7 +123,7 @@ class Config(Section):
     epochs: pydantic.PositiveFloat | None = None  # over data.train, in place of steps
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     run_dir: str | None = None  # null: a new folder under runs/
-    time_limit: Limit | None = None  # of one start: 90m, 12:00:00, or seconds
+    time_limit: Duration | None = None  # of one start: 90m, 12:00:00, or seconds
     mesh: dict[str, Any] = {}
     models: Models
     tokenizer: Node | None = None  # null: the policy's own
@@ -156,7 +157,7 @@ class Config(Section):
     @pydantic.field_validator("time_limit", mode="before")
     @classmethod
     def _seconds(cls, value):
-        return seconds(value) if isinstance(value, str) else value
+        return seconds(str(value)) if isinstance(value, str | bool) else value
 
     @pydantic.field_validator("shaping", mode="before")
     @classmethod
@@ -381,7 +382,7 @@ def _explain(error: pydantic.ValidationError) -> str:
         return f'unknown key "{where}"; {nearest(last, section.model_fields)}'
     if fault["type"] == "missing":
         return f'the config lacks "{where}"'
-    return f"{where}: {fault['msg'].lower()}, got {fault['input']!r}"
+    return f"{where}: {fault['msg'].lower().removeprefix('value error, ')}, got {fault['input']!r}"
 
 
 def _section_of(annotation) -> type[Section]:

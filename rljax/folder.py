@@ -1,9 +1,11 @@
 """The folder of a run: which it is, whose run it holds, and that all processes share it."""
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import time
@@ -142,6 +144,40 @@ def forked_from(folder: Path) -> dict[str, Any] | None:
     """The run, and its step, that the one in a folder began as; None if it began by itself."""
     path = folder / FORK
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def restore_config(folder: Path) -> None:
+    """Writes a run's config anew if the file is gone, as its newest checkpoint has it."""
+    meta = last_meta(folder)
+    if meta is not None and not (folder / "config.yaml").exists():
+        text = yaml.safe_dump(meta["config"], sort_keys=False, default_flow_style=None)
+        write_whole(folder / "config.yaml", text)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Sees to it that no other process writes to the folder of a run, as far as its file system
+    knows locks; that of a process that is killed is gone with it.
+
+    Raises ``TransientError`` if one does.
+    """
+    if not is_writer() or not folder.is_dir():
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise TransientError(
+            f"another process is at work on the run in {folder}; wait for it, or end it"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(number)
 
 
 def phase_folders(folder: Path) -> dict[str, Path]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from rljax.ahead import REFERENCE
 from rljax.errors import UserError
-from rljax.folder import FORK, forked_from, holds_run
-from rljax.host.agree import is_writer, meet
+from rljax.folder import FORK, forked_from, holds_run, restore_config
+from rljax.host.agree import agreed, is_writer
 from rljax.host.checkpoint import no_step
 from rljax.host.files import write_whole
 from rljax.host.steps import FROZEN, steps_in
@@ -24,14 +24,13 @@ class Origin(NamedTuple):
     step: int | None
 
 
-def fork_together(origin: Origin, folder: Path) -> None:
+def fork_together(origin: Origin, folder: Path) -> bool:
     """``fork`` on process 0, while the others look whether it is done: a collective would not wait
     so long."""
-    if is_writer():
-        fork(origin, folder)
+    is_new = fork(origin, folder) if is_writer() else False
     while not (folder / FORK).exists():
         time.sleep(0.2)
-    meet("forked")
+    return agreed(lambda: is_new)
 
 
 def find_run(name: str) -> Path:
@@ -43,6 +42,7 @@ def find_run(name: str) -> Path:
         )
     if not holds_run(Path(name)):
         raise UserError(f"--resume {name}: no run is there; name its folder, such as runs/0001")
+    agreed(lambda: restore_config(Path(name)))
     return Path(name)
 
 
@@ -66,8 +66,8 @@ def _step_of(path: Path) -> int | None:
     return int(path.name) if is_checkpoint else None
 
 
-def fork(origin: Origin, folder: Path) -> None:
-    """Copies a run up to a step into a new folder, from where it goes on, unless that was done.
+def fork(origin: Origin, folder: Path) -> bool:
+    """Copies a run up to a step into a new folder, from where it goes on; False if that was done.
 
     Raises ``UserError`` if the folder holds another run, or there is nothing to go on from.
     """
@@ -75,8 +75,11 @@ def fork(origin: Origin, folder: Path) -> None:
     wanted = {"run": str(origin.run.resolve()), "step": origin.step}
     if told := forked_from(folder):
         if told == wanted:
-            return
-        raise UserError(f"--fork: {folder} was forked from {told['run']}; name another run_dir")
+            return False
+        at = "its newest step" if told["step"] is None else f"step {told['step']}"
+        raise UserError(
+            f"--fork: {folder} was forked from {told['run']} at {at}; name another run_dir"
+        )
     if holds_run(folder):
         raise UserError(f"--fork: {folder} holds a run; name another run_dir")
     kept = steps_in(origin.run / "checkpoints")
@@ -99,4 +102,7 @@ def fork(origin: Origin, folder: Path) -> None:
         partial.rename(folder)  # onto an empty one, if there is one
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"--fork: cannot copy {origin.run} to {folder}: {error}") from error
+        several = isinstance(error, shutil.Error)  # of each file: from, to, why
+        why = error.args[0][0][2] if several else error.strerror
+        raise UserError(f"--fork: cannot copy {origin.run} to {folder}: {why}") from error
+    return True

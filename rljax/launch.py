@@ -5,6 +5,7 @@ same ``run_dir`` goes on where it stopped. On several hosts the same command run
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from rljax.checks import check_step, check_weights
 from rljax.config import Config, builtin_config, load_config, resolved
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.folder import open_folder, removed_if_refused, run_folder, steps_kept
+from rljax.folder import locked, open_folder, removed_if_refused, run_folder, steps_kept
 from rljax.fork import find_origin, find_run, fork_together
 from rljax.host.agree import is_writer, meet
 from rljax.host.cluster import find_place
@@ -187,18 +188,21 @@ def run(
             folder = run_folder(config.run_dir)
             if peers is not None:
                 peers.where = lambda: steps_kept(folder)
-            with removed_if_refused(folder), built.pool, jax.set_mesh(built.mesh):
-                if options.fork:
-                    fork_together(find_origin(options.fork), folder)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(removed_if_refused(folder))
+                forked = options.fork and fork_together(find_origin(options.fork), folder)
+                stack.enter_context(locked(folder))
                 opened = open_folder(
                     folder,
                     config,
                     built,
-                    may_change=bool(options.allow_config_change or options.fork),
+                    may_change=bool(options.allow_config_change or forked),
                     is_new=options.resume == NEVER,
                 )
                 if is_writer():
                     terminal.journal = Journal(folder / "events.jsonl", report=say)
+                stack.enter_context(built.pool)
+                stack.enter_context(jax.set_mesh(built.mesh))
                 Run(config, built, folder, opened, terminal, signals).run()
         except Stopped as stop:
             words = f"{stop.words}; {goes_on(folder)}"

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,11 @@ class Run:
         if agreed(lambda: not steps_in(checkpoints.folder)):
             return None
         restored = self._restore(phase, checkpoints)
+        if restored.step > phase.steps:
+            raise UserError(
+                f"{self._folder(phase)} is at step {restored.step} already, beyond the "
+                f"{phase.steps} steps of the config"
+            )
         text = f"resuming from step {restored.step}"
         self.terminal.say("resume", text, phase=phase.name, step=restored.step)
         if self._earlier is None:  # else it is the warm start, gone back to for a reference
@@ -184,7 +191,16 @@ class Run:
 
     def _say_hello(self) -> None:
         say = self.terminal.say
-        say("start", f"rljax {__version__}, run folder {self.folder}", run_dir=str(self.folder))
+        say(
+            "start",
+            f"rljax {__version__}, run folder {self.folder}",
+            run_dir=str(self.folder),
+            version=__version__,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        if origin := self._opened.about["forked_from"]:
+            say("forked", f"forked from {origin['run']}", **origin)
         for name, line in describe(self.built, self.config):
             say(name, f"{name:<11} {line}", text=line)
         for change in self._opened.changed:
@@ -333,6 +349,9 @@ class Run:
         step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
         part = self._folder(phase).relative_to(self.folder)
         records = self._records(str(part / "metrics.jsonl"), up_to_step=done)
+        recorded = [record["step"] for record in read_records(self.folder / part / "metrics.jsonl")]
+        if is_writer() and recorded != list(range(1, done + 1)):
+            self._warn(f"{part / 'metrics.jsonl'} has records of {len(recorded)} of {done} steps")
         with (
             contextlib.closing(records),
             self.terminal.phase(phase.name, phase.steps, done) as bar,

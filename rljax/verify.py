@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     for part, sound, text in findings:
         verdict = "sound  " if sound else "DAMAGED"
         terminal.say("verify", f"{verdict}  {part}: {text}", part=part, sound=sound, text=text)
-    sound = all(finding.sound for finding in findings)
     on = goes_on_from(findings)
+    sound = on is not None and all(finding.sound for finding in findings)
     text = f"a run here goes on from {on}" if on else "there is no sound checkpoint to go on from"
     terminal.say("verdict", text, sound=sound, text=text)
     return 0 if sound else 1
@@ -152,7 +152,8 @@ def _check_records(run: Path, name: str, folder: str) -> Finding:
         if line.record["step"] != expected:
             text = f"line {number} is of step {line.record['step']}, not {expected}"
             return Finding(name, False, text)
-    newest = max(steps_in(run / folder), default=0)
+    steps = (int(path.parent.parent.name) for path in (run / folder).glob("*/meta/metadata"))
+    newest = max(steps, default=0)
     if expected < newest:
         return Finding(name, False, f"ends with step {expected}, before the checkpoint of {newest}")
     return Finding(name, True, f"steps 1 to {expected}, each once" if lines else "no step yet")

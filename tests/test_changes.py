@@ -94,7 +94,8 @@ def test_a_time_limit_is_seconds():
         1800,
         45,
     ]
-    with pytest.raises(UserError, match=r"time_limit: .*a duration is"):
-        config("time_limit=soon")
+    for wrong in ("soon", "true"):
+        with pytest.raises(UserError, match=r"time_limit: a duration is"):
+            config(f"time_limit={wrong}")
     with pytest.raises(UserError, match=r"time_limit: .*greater than 0"):
         config("time_limit=0")

@@ -11,7 +11,7 @@ from tiny import CONFIG, SETTINGS
 from rljax import launch, verify
 from rljax.build import build
 from rljax.config import load_config
-from rljax.folder import open_folder
+from rljax.folder import locked, open_folder
 from rljax.host.steps import read_meta, sealed, steps_in
 from rljax.host.stopping import Stopped, Stopping
 from rljax.host.terminal import Terminal
@@ -110,8 +110,9 @@ def test_a_fork_goes_on_in_a_folder_of_its_own(run, tmp_path, capsys):
     assert steps_in(forked / "checkpoints") == [0, 2, 3]
     assert read_meta(forked / "checkpoints", 3)["forked_from"] == {"run": str(run), "step": 2}
     assert launch.main([*command]) == 0  # it is there: the same command goes on
-    assert "resuming" not in said(capsys, "--fork", str(run), f"run_dir={forked}")
-    assert "was forked from" in said(capsys, "--fork", str(run), f"run_dir={forked}")
+    assert "at step 2; name another" in said(capsys, "--fork", str(run), f"run_dir={forked}")
+    # What differs is for the fork to begin with, and not later on.
+    assert "--allow-config-change" in said(capsys, *command, "seed=7")
     assert "holds no step 1" in said(
         capsys, "--fork", str(run / "checkpoints/1"), f"run_dir={tmp_path / 'other'}"
     )
@@ -207,6 +208,28 @@ def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys
 def test_the_config_is_found_though_its_file_is_gone(run, capsys):
     (run / "config.yaml").unlink()
     assert "steps 4 -> 6" in said(capsys, *RUN, f"run_dir={run}", "steps=6")
+    assert launch.main(["--resume", str(run)]) == 0
+    assert (run / "config.yaml").exists()
+
+
+def test_fewer_steps_than_were_done_are_refused(run, capsys):
+    error = said(capsys, "--resume", str(run), "steps=3", "--allow-config-change")
+    assert "is at step 4 already, beyond the 3 steps of the config" in error
+
+
+def test_records_that_lack_steps_are_told_and_kept_as_they_were(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[2:]]) + "\n")
+    assert launch.main([*RUN, f"run_dir={run}"]) == 0
+    told = [event["text"] for event in events(run) if event["event"] == "warning"]
+    assert any("metrics.jsonl has records of 3 of 4 steps" in text for text in told)
+    assert (run / "metrics.jsonl.damaged").read_text().splitlines()[1] == "{"
+
+
+def test_two_processes_do_not_write_to_one_folder(run, capsys):
+    with locked(run):
+        error = said(capsys, *RUN, f"run_dir={run}", code=75)
+        assert "another process is at work on the run in" in error
     assert launch.main([*RUN, f"run_dir={run}"]) == 0
 
 
@@ -263,6 +286,7 @@ def test_stopped_again_and_again_between_steps_and_in_evaluations_it_ends_as_it_
         (lambda run: shutil.rmtree(run / "checkpoints/4/state"), "checkpoints/4"),
         (lambda run: (run / "checkpoints/frozen/state/manifest.ocdbt").unlink(), "frozen"),
         (lambda run: shutil.rmtree(run / "checkpoints/frozen"), "frozen"),
+        (lambda run: (run / "checkpoints/99").mkdir(), "checkpoints/99"),
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics"),
         (lambda run: (run / "evaluations.jsonl").unlink(), "evaluations"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The whole lines of a file; none if it is absent."""
-    if path.exists():
+    if path.is_file():
         *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
         yield from (Line(text, _record(text)) for text in whole)
 
@@ -65,7 +66,9 @@ class Records:
             if known is None:
                 lines = [] if up_to_step is None else list(read_lines(path))
                 if unread := sum(line.record is None for line in lines):
-                    report(f"{path}: {unread} damaged line(s) left out")
+                    before = path.with_name(f"{path.name}.damaged")
+                    shutil.copy2(path, before)
+                    report(f"{path}: {unread} damaged line(s) left out; as it was: {before}")
                 text = "".join(f"{line.text}\n" for line in lines if is_kept(line))
             else:
                 text = "".join(_line(record) for record in known)

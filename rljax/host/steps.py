@@ -216,5 +216,5 @@ def _shown(leaf: Mapping[str, Any] | None) -> str:
 
 
 def _line(error: Exception, most: int = 160) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else f"{text[:most]} …"
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
+    return text if len(text) <= most else f"… {text[-most:]}"  # the cause comes last

@@ -119,7 +119,8 @@ class Signals(Stopping):
                 return  # it was said
             if is_writer():
                 before = f"{why}: " if why else ""
-                say(f"{before}stopping after this step{again}")
+                when = " after this step" if self.unsaved else ""
+                say(f"{before}stopping{when}{again}")
             if code > self._code:
                 self._code, self._words = code, why or WORDS[code]
         threading.Thread(target=self._lose_patience, args=(code,), daemon=True).start()

@@ -33,7 +33,7 @@ def test_a_signal_is_noted_and_asked_for(number, code, capfd):
         os.kill(os.getpid(), number)
         assert until_stopped(signals) == code
     assert signal.getsignal(number) is before
-    assert "stopping after this step" in capfd.readouterr().err
+    assert "rljax: stopping" in capfd.readouterr().err
 
 
 def test_the_time_limit_counts_what_is_still_to_be_done():
@@ -49,7 +49,7 @@ def test_near_its_end_it_is_said_though_nobody_asks(monkeypatch, capfd):
     with Signals(time_limit_seconds=0.3) as signals:
         signals.check()
         assert until_stopped(signals) == 75
-    assert "out of time: stopping after this step" in capfd.readouterr().err
+    assert "out of time: stopping" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("unsaved", [False, True])
