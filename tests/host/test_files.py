@@ -87,7 +87,7 @@ def test_a_damaged_record_is_left_out_and_said(tmp_path):
     records.write({"step": 4})
     records.close()
     assert read_records(path) == [{"step": 1}, {"step": 3}, {"step": 4}]
-    assert said == [f"{path}: 2 damaged line(s) left out"]
+    assert said == [f"{path}: 2 damaged line(s) left out; as it was: {path}.damaged"]
 
 
 def test_records_that_are_known_take_the_place_of_others(tmp_path):
