@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rljax.ahead import REFERENCE
 from rljax.errors import UserError
-from rljax.folder import FORK, forked_from, holds_run, restore_config
+from rljax.folder import ACCEPTED, FORK, forked_from, holds_run, restore_config
 from rljax.host.agree import agreed, is_writer
 from rljax.host.checkpoint import no_step
 from rljax.host.files import write_whole
@@ -67,7 +67,8 @@ def _step_of(path: Path) -> int | None:
 
 
 def fork(origin: Origin, folder: Path) -> bool:
-    """Copies a run up to a step into a new folder, from where it goes on; False if that was done.
+    """Copies a run up to a step into a new folder, from where it goes on, unless that was done;
+    returns whether it has not been gone on with.
 
     Raises ``UserError`` if the folder holds another run, or there is nothing to go on from.
     """
@@ -75,7 +76,7 @@ def fork(origin: Origin, folder: Path) -> bool:
     wanted = {"run": str(origin.run.resolve()), "step": origin.step}
     if told := forked_from(folder):
         if told == wanted:
-            return False
+            return not (folder / ACCEPTED).exists()
         at = "its newest step" if told["step"] is None else f"step {told['step']}"
         raise UserError(
             f"--fork: {folder} was forked from {told['run']} at {at}; name another run_dir"

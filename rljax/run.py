@@ -83,7 +83,6 @@ class Run:
         self._earlier: dict[str, Any] | None = None  # progress of the starts before this one
         self._evaluations: list[dict] = []  # their figures, of all starts
         self._evaluation_seconds = 0.0  # of the longest
-        self._save_seconds = 0.0  # likewise
         self._made: Trees | None = None  # starts that are not used yet
         self._tired = False  # no better evaluation is waited for
 
@@ -171,7 +170,7 @@ class Run:
             self._earlier = restored.progress
             self._evaluations = restored.progress["evaluations"]
             self._evaluation_seconds = restored.progress["evaluation_seconds"]
-            self._save_seconds = restored.progress["save_seconds"]
+            checkpoints.save_seconds = restored.progress["save_seconds"]
         return restored
 
     def _restore(
@@ -186,8 +185,7 @@ class Run:
 
     def _check_stop(self, checkpoints: Checkpoints, needed_seconds: float = 0.0) -> None:
         """Raises ``Stopped`` if the run is to stop rather than work on for so long, and save."""
-        saving = max(self._save_seconds, checkpoints.save_seconds)
-        self._stopping.check(needed_seconds + 2 * saving)
+        self._stopping.check(needed_seconds + 2 * checkpoints.save_seconds)
 
     def _say_hello(self) -> None:
         say = self.terminal.say
@@ -283,7 +281,7 @@ class Run:
             **self._seconds(),
             "evaluations": self._evaluations,
             "evaluation_seconds": self._evaluation_seconds,
-            "save_seconds": max(self._save_seconds, checkpoints.save_seconds),
+            "save_seconds": checkpoints.save_seconds,
         }
 
     @contextlib.contextmanager

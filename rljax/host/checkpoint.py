@@ -76,7 +76,7 @@ class Checkpoints:
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails raises, and is said once
         self.folder, self._every_steps, self._about = folder, every_steps, about
-        self.save_seconds = 0.0  # that the longest save took which was waited for from its start
+        self.save_seconds = 0.0  # of the longest save that was waited for, in any start of the run
         self._writes_frozen = frozen is None
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
         self._frozen = (frozen or folder / FROZEN) / STATE
