@@ -6,6 +6,7 @@ written once, beside the steps. Every leaf has a digest, which is compared when 
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import time
@@ -351,6 +352,6 @@ def _free(folder: Path, name: str) -> Path:
 def _why(error: Exception) -> str:
     """Why something was not written, in a few words."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if found := re.search(r"OS error \d+: \w+ ([^\]]+)\]", text):  # as TensorStore has it
-        text = found[1]
+    if found := re.search(r"os_error_code='(\d+)'", text):  # as TensorStore has it
+        text = os.strerror(int(found[1]))
     return text if len(text) <= 200 else f"{text[:200]} …"

@@ -430,7 +430,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(small_disk):
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
         while True:
             filler.write(bytes(1024))
-    said = "cannot write a checkpoint to .* the run goes on from step 7"
+    said = "cannot write a checkpoint to .*: No space left on device; .* goes on from step 7"
     with pytest.raises(UserError, match=said) as refused:
         save(folder, 8, state=placed(mesh_of(1)))
     assert "\n" not in str(refused.value)
