@@ -76,7 +76,8 @@ class Checkpoints:
         ``about`` the run, as JSON, is saved with each step.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails raises, and is said once
-        self.folder, self._every_steps, self._about = folder, every_steps, about
+        self.folder, self._every_steps, self._keep = folder, every_steps, keep
+        self._about = about
         self.save_seconds = 0.0  # of the longest save that was waited for, in any start of the run
         self._writes_frozen = frozen is None
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
@@ -167,6 +168,7 @@ class Checkpoints:
                 continue
             frozen, self._frozen_digests = _read_frozen(self._frozen, meta, abstract.frozen)
             if up_to_step is None:
+                self._drop_surplus(candidate)
                 self.drop_after(candidate, set_aside=True)
             state = state.replace(frozen=frozen)
             return Restored(candidate, state, meta["progress"], passed_over)
@@ -187,6 +189,15 @@ class Checkpoints:
                             shutil.rmtree(path)
         meet("dropped")
         self._manager.reload()
+
+    def _drop_surplus(self, newest: int) -> None:
+        """Removes the steps that are not to be kept, of which a kill may have left some files."""
+        with self._writing():
+            if is_writer():
+                steps = [step for step in steps_in(self.folder) if step <= newest]
+                due = [step for step in steps if step % self._every_steps == 0]
+                for step in set(steps) - set(steps[-self._keep :]) - set(due[-1:]):
+                    shutil.rmtree(self.folder / str(step))
 
     def save_and_wait(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Until the state is written, whether it was due or not."""

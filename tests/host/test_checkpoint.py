@@ -379,6 +379,16 @@ def test_the_newest_step_that_was_due_is_kept_though_others_are_newer(tmp_path):
     assert steps_in(tmp_path) == [4, 6, 7]
 
 
+def test_what_a_kill_left_of_an_old_step_is_removed(two_steps, tmp_path):
+    folder, _ = two_steps
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    shutil.copytree(folder / "6", tmp_path / "checkpoints/3")
+    shutil.rmtree(tmp_path / "checkpoints/3/state")
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(abstract(mesh_of(1))).step == 7
+    assert steps_in(tmp_path / "checkpoints") == [6, 7]
+
+
 def test_parts_pass_over_what_is_damaged(two_steps, tmp_path):
     folder, _ = two_steps
     shutil.copytree(folder, tmp_path / "checkpoints")
