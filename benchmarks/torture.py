@@ -33,6 +33,7 @@ from benchmarks.processes import (
 from rljax.host.steps import read_meta, steps_in
 
 STEPS, WARM_STEPS = 30, 40
+NOTICE_SECONDS = 40  # that the other processes have after one was killed
 SETTINGS = [
     "models.policy={fn: llama, layers: 1, width: 16, heads: 2, mlp_width: 16, rope_base: 100}",
     f"steps={STEPS}",
@@ -91,6 +92,7 @@ def torture(processes: int, kills: int, chance: random.Random) -> None:
                     name = chance.choice(list(MOMENTS))
                     wait_for(MOMENTS[name](folder, chance), started)
                     chance.choice(started).send_signal(signal.SIGKILL)
+                    end_together(started)
                 codes = [process.wait(PATIENCE_SECONDS) for process in started]
             check_resumed(folder, saved)
             ended = not any(codes)
@@ -104,6 +106,16 @@ def torture(processes: int, kills: int, chance: random.Random) -> None:
     head("processes", "kills", "runs", "while", "state, records, samples", "verify")
     where = ", ".join(f"{name} {count}" for name, count in sorted(moments.items()))
     row(processes, kills, runs, where, "bitwise", "sound")
+
+
+def end_together(started: list[subprocess.Popen]) -> None:
+    """Where one has ended, the others have a while to notice; a scheduler would end them, too."""
+    until = time.monotonic() + NOTICE_SECONDS
+    while any(process.poll() is None for process in started):
+        if time.monotonic() > until and any(process.poll() for process in started):
+            for process in started:
+                process.kill()
+        time.sleep(0.05)
 
 
 def newest(folder: Path) -> tuple[str, int] | None:
