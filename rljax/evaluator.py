@@ -14,8 +14,10 @@ from rljax.heldout import Answering, Measuring
 from rljax.host.agree import fetch
 from rljax.host.evaluation import Evaluated, join, summarise
 from rljax.host.loop import not_finite, to_host
+from rljax.host.python_rewards import SHORT
+from rljax.host.secrets import redact
 from rljax.sharding import row_sharding
-from rljax.types import TrainState
+from rljax.types import Rewards, Rollout, TrainState
 
 EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
 
@@ -78,11 +80,11 @@ class Evaluator:
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
-            if warn is None:
-                for fault in not_finite(to_host(part.metrics)):
-                    _refuse(f"{fault} on the held-out prompts")
             told = (part.rollout, part.rewards, part.scored.counted)
             judged.append(fetch(told, self._built.mesh))
+            if warn is None:
+                for fault in not_finite(to_host(part.metrics)):
+                    _refuse(f"{fault} on the held-out prompts{self._first_bad(*judged[-1][:2])}")
         rows = answering.prompts * (1 + answering.samples)
         rollout, rewards, scored = jax.tree.map(lambda x: x[:rows], join(judged))
         finite = np.isfinite(rewards.raw)
@@ -103,6 +105,17 @@ class Evaluator:
             **config.length.model_dump(),
             shaped=answering.shaped,
         )
+
+    def _first_bad(self, rollout: Rollout, rewards: Rewards) -> str:
+        """The first response whose reward is not finite, in words."""
+        rows = np.flatnonzero(~np.isfinite(rewards.raw))
+        if not rows.size:
+            return ""
+        row, decode = rows[0], self._built.tokenizer.decode
+        chosen = rollout.action_mask[row]
+        texts = (decode(rollout.tokens[row][of]) for of in (rollout.mask[row] & ~chosen, chosen))
+        prompt, response = (SHORT.repr(redact(text)) for text in texts)
+        return f"; the first: prompt {prompt}, response {response}"
 
     def _measure(
         self, measuring: Measuring, state: TrainState, report: Callable[[str], None]

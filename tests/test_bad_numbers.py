@@ -168,7 +168,8 @@ def test_held_out_responses_without_a_finite_reward_count_as_failed(tmp_path):
     with jax.set_mesh(built.mesh):
         state, _ = begin_training(built)
         figures, samples = evaluator(state, heard.append)
-        with pytest.raises(UserError, match=r'reward "spread" gave \d+ non-finite value\(s\) on'):
+        said = r'reward "spread" gave \d+ non-finite value\(s\) on .*; the first: prompt .\d+\+'
+        with pytest.raises(UserError, match=said):
             evaluator(state)
     failed = [sample for sample in samples if sample["reward_raw"] is None]
     assert 0 < len(failed) < len(samples)
