@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from safetensors import SafetensorError
 
 from rljax import __version__
 from rljax.ahead import REFERENCE, fault_of, read_reference, write_reference
@@ -26,17 +25,15 @@ from rljax.config import Config
 from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.evaluator import Evaluator
-from rljax.export import export_role, run_details
+from rljax.finish import best_step, finish
 from rljax.folder import Opened
 from rljax.host.agree import agreed, is_writer, meet
-from rljax.host.checkpoint import Checkpoints, Restored, restore_parts
-from rljax.host.curves import draw_curves
+from rljax.host.checkpoint import Checkpoints, Restored
 from rljax.host.evidence import BadSteps
-from rljax.host.files import write_whole
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, json_text, read_records
-from rljax.host.selection import best_record, out_of_patience
+from rljax.host.selection import out_of_patience
 from rljax.host.steps import FROZEN, steps_in
 from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
@@ -121,7 +118,7 @@ class Run:
                 for response in responses:
                     if response["prompt_index"] < settings.samples:
                         samples.write({"step": step, **response})
-                if best is not None and self._best_step() == step:
+                if best is not None and best_step(self.config, self._evaluations) == step:
                     best.save(step, state, self._progress(checkpoints), force=True)
                     best.wait()  # a checkpoint after this one must not be without it
                 self._tired = self._out_of_patience()
@@ -146,13 +143,17 @@ class Run:
             state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
         step, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
-        try:
-            self._finish(step, params, frozen)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot write to {self.folder}: {error}; the run is saved, and the same command "
-                "writes what is missing"
-            ) from error
+        finish(
+            self.config,
+            self.built,
+            self.folder,
+            self.terminal,
+            step=step,
+            params=params,
+            frozen=frozen,
+            evaluations=self._evaluations,
+            seconds=self._seconds,
+        )
 
     def _resume(self, phase: Phase, checkpoints: Checkpoints) -> Restored | None:
         """What a phase goes on from, if it was begun."""
@@ -211,11 +212,6 @@ class Run:
         at = {} if step is None else {"step": step}
         words = text if step is None else f"step {step}: {text}"
         self.terminal.say("warning", words, **at, text=text)
-
-    def _best_step(self) -> int:
-        settings = self.config.evaluation
-        best = best_record(self._evaluations, settings.best, settings.direction)
-        return 0 if best is None else best["step"]
 
     def _best_checkpoint(self) -> Checkpoints:
         """Where the best state is kept; what is frozen lies with the others."""
@@ -400,58 +396,6 @@ class Run:
     def _place(self, phase: Phase, starts: Trees) -> TrainState:
         mesh = self.built.mesh
         return place(phase.begin, starts, axes=phase.axes, optimizers=phase.optimizers, mesh=mesh)
-
-    def _finish(self, last: int, params: Trees, frozen: Trees) -> None:
-        """Exports the model, draws the curves, writes and shows the summary."""
-        config, built, folder = self.config, self.built, self.folder
-        step = last
-        if config.evaluation.best is not None:
-            step = self._best_step()
-            which = {"max": "highest", "min": "lowest"}[config.evaluation.direction]
-            text = f"the {which} {config.evaluation.best} was at step {step}: exporting that state"
-            if step != last:
-                kept = self._folder(built.train) / "best"
-                wanted, _ = laid_out(built, built.train)
-                try:
-                    _, parts = restore_parts(kept, step, {"params": wanted.params}, {})
-                    params = parts["params"]
-                except UserError as error:
-                    step = last
-                    text = f"{text.partition(':')[0]}, but {error}: exporting the last"
-            self.terminal.say("best", text, step=step)
-        export_role(
-            folder / built.role,
-            frozen | params,
-            built.networks,
-            config,
-            built.tokenizer,
-            eos_ids=built.eos_ids,
-            role=built.role,
-            details=run_details(folder, step),
-        )
-        if not is_writer():
-            return
-        evaluations = self._evaluations
-        draw_curves(
-            folder / "curves.png",
-            read_records(folder / "metrics.jsonl"),
-            evaluations,
-            **(config.length.model_dump() if config.length else {}),
-            title=f"{folder.name}: seed {config.seed}",
-        )
-        before, after = (
-            {name: value for name, value in record.items() if name != "step"}
-            for record in (evaluations[0], evaluations[-1])
-        )
-        summary = {"before": before, "after": after, "steps": last, **self._seconds()}
-        if config.evaluation.best is not None:
-            summary["exported_step"] = step
-        write_whole(folder / "summary.json", json_text(summary, 2) + "\n")
-        self.terminal.before_after(before, after)
-        shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
-        self.terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
-        text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"
-        self.terminal.say("done", text, summary=summary)
 
 
 def moved_controllers(seen: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
