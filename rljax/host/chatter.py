@@ -64,9 +64,10 @@ class Chatter:
     def _forward(self) -> None:
         while not self._restored.wait(DELAY_SECONDS):
             with self._reading:
-                old, self._held = self._held, b""
+                lines, newline, rest = self._held.rpartition(b"\n")
+                self._held = rest  # half a greeting would not be known for one
                 self._read()
-            self.pass_on(old)
+            self.pass_on(lines + newline)
 
     def _read(self) -> None:
         try:

@@ -38,3 +38,11 @@ def test_it_is_passed_on_while_the_run_goes_on():
         "import time; time.sleep(3); taken = chatter.take(); chatter.restore(); assert not taken"
     )
     assert error == ["an error of the run", "from C++", "an error in C++"]
+
+
+def test_half_a_greeting_waits_for_its_other_half():
+    _, error = printed(
+        "import time; os.write(1, b'[Gloo] Rank 0 is connected to peer '); time.sleep(2.5); "
+        "os.write(1, b'1\\n'); chatter.restore()"
+    )
+    assert error == ["an error of the run", "from C++", "an error in C++"]
