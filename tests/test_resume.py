@@ -12,6 +12,7 @@ from rljax import launch, verify
 from rljax.build import build
 from rljax.config import load_config
 from rljax.folder import locked, open_folder
+from rljax.host.secrets import refuse_placeholders
 from rljax.host.steps import read_meta, sealed, steps_in
 from rljax.host.stopping import Stopped, Stopping
 from rljax.host.terminal import Terminal
@@ -190,6 +191,7 @@ def test_a_secret_that_was_kept_out_is_to_be_given_again(run, capsys):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("marker: '#'", "marker: '[MY_KEY]'"))
     assert "give that setting again, as some.key=$MY_KEY" in said(capsys, "--resume", str(run))
+    refuse_placeholders({"marker": "[key]"})  # a text of the user's own
 
 
 def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys):

@@ -78,7 +78,7 @@ def refuse_placeholders(tree: Any) -> None:
     """Raises ``UserError`` if a config that was read from the folder of a run has a placeholder in
     the place of a secret that was kept out of it."""
     text = json.dumps(tree)
-    for name in re.findall(r"\[(\w+)\]", text):
+    for name in re.findall(r"\[([A-Z][A-Z0-9_]*|secret|password)\]", text):
         if NAMES.search(name):
             raise UserError(
                 f"the run's config has [{name}] in the place of a value that was kept out of its "
