@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from rljax import algorithms, resolve, rewards, shaping
+from rljax.config_file import read_config_file
 from rljax.errors import UserError, nearest
 from rljax.host.pretrained import pretrained
+from rljax.lengths import check_band
 from rljax.losses import make_correction
 from rljax.models import DecoderConfig, families
 from rljax.models.lora import make_lora
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
-from rljax.yaml_text import MOST_BYTES, check_plain, read_yaml
 
 Node = str | dict[str, Any]  # a function by name, with its keywords
 Source = Node  # likewise, or a file, folder or hub id; {source: …} with settings of its own
@@ -202,109 +203,18 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
     Raises ``UserError`` for whatever is wrong, with the valid or the nearest names.
     """
-    tree = _read(path)
-    for override in overrides:
-        apply_override(tree, override)
-    check_plain(tree)
-    tree = _anchored(tree, path.parent)
+    tree = read_config_file(path, overrides)
     try:
         config = Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error)) from error
     if config.length is not None:
-        shaping.length_metrics(config.length.min_tokens, config.length.max_tokens)
+        check_band(config.length.min_tokens, config.length.max_tokens)
     if config.steps is None and config.epochs is None:
         raise UserError('the config lacks "steps", or else "epochs"')
     if config.steps is not None and config.epochs is not None:
         raise UserError("steps and epochs both say how long to train; set one of them to null")
     return config
-
-
-def _read(path: Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tree of a YAML file, laid over the one that it extends."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise UserError(f"more than {MOST_BYTES:,} bytes; this is no config")
-        tree = read_yaml(text.decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    seen = (*extended_by, os.path.realpath(path))
-    if not isinstance(base, str) or os.path.realpath(path.parent / base) in seen:
-        raise UserError(f"{path}: extends: expected the name of another file, got {base!r}")
-    base_path = path.parent / base
-    return _laid_over(_anchored(_read(base_path, seen), base_path.parent), tree)
-
-
-def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tree with the data files that lie beside it named from anywhere."""
-
-    def anchored(source):
-        if isinstance(source, list):
-            return [anchored(one) for one in source]
-        if isinstance(source, dict) and "source" in source:
-            return {**source, "source": anchored(source["source"])}
-        if (
-            isinstance(source, str)
-            and not os.path.exists(source)
-            and os.path.exists(folder / source)
-        ):
-            return os.path.realpath(folder / source)
-        return source
-
-    for section, key in (("data", "train"), ("data", "eval"), ("warm_start", "data")):
-        if isinstance(tree.get(section), dict) and key in tree[section]:
-            tree[section][key] = anchored(tree[section][key])
-    return tree
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Keys of ``above``, and of ``below`` where it has none; a node of another function, with its
-    keywords, takes the whole place of the one below, and so does a source with its settings."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = below.get(key)
-        if isinstance(value, dict) and isinstance(old, str) and not {"fn", "source"} & value.keys():
-            old = {"fn": old}
-        both = isinstance(value, dict) and isinstance(old, dict)
-        if both and "source" not in value and value.get("fn", old.get("fn")) == old.get("fn"):
-            value = _laid_over(old, value)
-        merged[key] = value
-    return merged
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets ``a.b.c=value`` in a tree; the value is read as YAML."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f'cannot read "{override}": overrides are key=value, such as seed=1')
-    try:
-        value = read_yaml(text)
-    except UserError as error:
-        raise UserError(f'cannot read the value of "{override}": {error}') from error
-    if path == "run_dir" and value is not None and not isinstance(value, str):
-        value = text  # a folder may be called 0007
-    *parents, last = path.split(".")
-    for depth, name in enumerate(parents, start=1):
-        child = tree.get(name)
-        if child is None or child is False:
-            child = tree[name] = {}
-        elif isinstance(child, str):
-            child = tree[name] = {"fn": child}
-        elif not isinstance(child, dict):
-            raise UserError(f'"{override}": {".".join(parents[:depth])} has no keys below it')
-        tree = child
-    tree[last] = value
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -3,16 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-import jax
-
-TRACED_VALUE_READ = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
 LONGEST = 1_500  # characters of a message
 
 
@@ -55,7 +45,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def reason(error: Exception) -> str:
     """Why a user's function failed while it was traced, in one line."""
-    if isinstance(error, TRACED_VALUE_READ):
+    import jax  # only here: what has no part in training does without
+
+    value_read = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerBoolConversionError,
+        jax.errors.TracerIntegerConversionError,
+    )
+    if isinstance(error, value_read):
         return (
             "reads the values of arrays in Python (float(), if, tokenizer.decode, ...); it is "
             "compiled into the step, so write it with jax.numpy"

@@ -8,7 +8,9 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
-    {"grouped", "kl", "masked", "resolve", "signatures", "sharding", "trees", "yaml_text"},
+    {"grouped", "health", "kl", "lengths", "masked", "metrics", "resolve", "signatures"}
+    | {"sharding", "trees", "yaml_text"},
+    {"config_file"},
     {"losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from tiny import CONFIG, SETTINGS
 
 from rljax import algorithms, launch, rewards, shaping, tasks
-from rljax.config import apply_override, load_config, resolved
+from rljax.config import load_config, resolved
+from rljax.config_file import apply_override
 from rljax.models import families
 
 RECIPES = sorted(path.name for path in CONFIG.parent.glob("*.yaml"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax.shaping import band_distance
+from rljax.lengths import verdict
 
 BY_SOURCE = ("accuracy_", "pass@", "length_mean", "reward_mean")  # beginnings of figures' names
 
@@ -65,7 +65,7 @@ def summarise(
         return np.asarray(values).reshape(-1, 1 + samples)
 
     lengths, ok = by_prompt(rollout.lengths), by_prompt(scored)
-    in_band = by_prompt(band_distance(rollout.lengths, min_tokens, max_tokens)) == 0
+    in_band = by_prompt(verdict(rollout.lengths, min_tokens, max_tokens)) == 0
     truncated, correct = by_prompt(rollout.truncated), by_prompt(rewards.correct)
     raw, shaped_rewards = by_prompt(rewards.raw), by_prompt(rewards.shaped)
     greedy, sampled = np.s_[:, :1], np.s_[:, 1:]

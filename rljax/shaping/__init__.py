@@ -4,7 +4,7 @@ from rljax.shaping.adaptive import a_dlp, hapo, laser_d
 from rljax.shaping.chain import chain
 from rljax.shaping.control import adaptive_kl, drift, fixed
 from rljax.shaping.kl import kl_in_loss, kl_penalty
-from rljax.shaping.length import band_distance, length_band, length_metrics
+from rljax.shaping.length import length_band, length_metrics
 from rljax.shaping.overlong import missing_eos, soft_overlong
 from rljax.shaping.relative import alp, arora_zanette, drpo, grpo_lead, kimi, shorter_better
 from rljax.shaping.select import informative, informative_groups, overlong_filter
@@ -15,7 +15,6 @@ __all__ = [
     "adaptive_kl",
     "alp",
     "arora_zanette",
-    "band_distance",
     "chain",
     "cosine",
     "drift",

@@ -3,37 +3,13 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
 
 from rljax.errors import UserError
+from rljax.lengths import band_cost, check_band, length_figures
 from rljax.masked import masked_mean
 from rljax.shaping.control import as_controller, follow
 from rljax.shaping.scale import RunningScale, bound_to_reward, init_scale
 from rljax.types import Controller, Rollout, State, Transform
-
-
-def check_band(min_tokens: float, max_tokens: float) -> None:
-    """Raises ``UserError`` unless 0 <= min_tokens <= max_tokens."""
-    if not 0 <= min_tokens <= max_tokens:
-        raise UserError(
-            "a length band needs 0 <= min_tokens <= max_tokens; "
-            f"got min_tokens={min_tokens}, max_tokens={max_tokens}"
-        )
-
-
-def band_distance(
-    lengths: Int[Array, " B"] | Int[np.ndarray, " B"],
-    min_tokens: float | Array,
-    max_tokens: float | Array,
-) -> Float[Array, " B"]:
-    """Tokens between a length and the nearest edge of the band; 0 inside, edges included.
-
-    >>> band_distance(jnp.array([25, 30, 80, 90]), 30, 80).tolist()
-    [5.0, 0.0, 0.0, 10.0]
-    """
-    below, above = min_tokens - lengths, lengths - max_tokens
-    return jnp.maximum(jnp.maximum(below, above), 0).astype(jnp.float32)
 
 
 class BandState(NamedTuple):
@@ -92,9 +68,14 @@ def length_band(
     def apply(rewards, state: BandState, rollout: Rollout):
         lengths, counted = rollout.lengths, rewards.counted
         highest = jnp.maximum(max_control.value(state.max_tokens), min_tokens)
-        squared = jnp.square(band_distance(lengths, min_tokens, highest) / scale)
-        bounded = squared if cap is None else jnp.minimum(squared, cap)
-        penalty = weight_control.value(state.weight) * bounded
+        penalty = band_cost(
+            lengths,
+            min_tokens,
+            highest,
+            weight_control.value(state.weight),
+            scale_tokens=scale,
+            cap=cap,
+        )
         if correct_only:
             penalty = jnp.where(rewards.correct, penalty, 0.0)
         reward_scale = state.reward_scale
@@ -120,25 +101,17 @@ def length_band(
 def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
     """Measures the responses' lengths, in tokens, and changes nothing.
 
-    Metrics: ``length_mean``, ``length_std``, ``response_length_p95``, ``in_band_ratio``,
-    ``truncated_ratio`` (the budget ended it), ``length_correct_mean``, ``length_wrong_mean``.
+    Metrics: the ``length_figures`` of the responses that count, ``length_correct_mean`` and
+    ``length_wrong_mean``.
     """
     check_band(min_tokens, max_tokens)
 
     def apply(rewards, state: State, rollout: Rollout):
-        lengths, counted = rollout.lengths.astype(jnp.float32), rewards.counted
-        in_band = band_distance(rollout.lengths, min_tokens, max_tokens) == 0
-        mean = masked_mean(lengths, counted)
+        counted, tokens = rewards.counted, rollout.lengths.astype(jnp.float32)
         metrics = {
-            "length_mean": mean,
-            "length_std": jnp.sqrt(masked_mean(jnp.square(lengths - mean), counted)),
-            "response_length_p95": jnp.nan_to_num(
-                jnp.nanpercentile(jnp.where(counted, lengths, jnp.nan), 95)
-            ),
-            "in_band_ratio": masked_mean(in_band.astype(jnp.float32), counted),
-            "truncated_ratio": masked_mean(rollout.truncated.astype(jnp.float32), counted),
-            "length_correct_mean": masked_mean(lengths, rewards.correct & counted),
-            "length_wrong_mean": masked_mean(lengths, ~rewards.correct & counted),
+            **length_figures(rollout.lengths, rollout.truncated, counted, min_tokens, max_tokens),
+            "length_correct_mean": masked_mean(tokens, rewards.correct & counted),
+            "length_wrong_mean": masked_mean(tokens, ~rewards.correct & counted),
         }
         return rewards, state, metrics
 

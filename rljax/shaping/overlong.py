@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from rljax.errors import UserError
+from rljax.lengths import overlong_cost
 from rljax.shaping.terms import charge, check_positive
 from rljax.types import Rewards, Rollout, State, Transform
 
@@ -36,8 +37,7 @@ def soft_overlong(
         )
 
     def apply(rewards: Rewards, state: State, rollout: Rollout):
-        over = (rollout.lengths - (budget_tokens - buffer)) / buffer
-        cost = penalty * jnp.clip(over, 0.0, 1.0)
+        cost = overlong_cost(rollout.lengths, budget_tokens, buffer, penalty)
         return charge(rewards, cost, state, correct_only=correct_only)
 
     return Transform(lambda: (), apply)
