@@ -1,0 +1,42 @@
+"""Scalars of TensorBoard's event files, of whatever trainer, read by its own package."""
+
+import logging
+from pathlib import Path
+
+from rljax.analysis.finding import EVENT_FILES
+from rljax.analysis.series import Series, series_of
+from rljax.errors import UserError
+
+SCALARS = "scalars"  # the plug-in that they are written for
+
+
+def read_scalars(folder: Path) -> dict[str, Series]:
+    """Every scalar in the event files of a folder by its tag, later files over earlier ones.
+
+    What a crash has damaged ends the file that it is in. Raises ``UserError`` if the package is not
+    installed, or a file cannot be read.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.util.tensor_util import make_ndarray
+    except ImportError as error:
+        raise UserError(
+            f"{folder} holds event files, which TensorBoard reads, and it is not installed: "
+            "pip install tensorboard"
+        ) from error
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    plugins: dict[str, str] = {}
+    for path in sorted(folder.glob(EVENT_FILES), key=lambda path: path.name):
+        try:
+            for event in EventFileLoader(str(path)).Load():
+                for value in event.summary.value:
+                    plugin = value.metadata.plugin_data.plugin_name
+                    if plugins.setdefault(value.tag, plugin) != SCALARS:
+                        continue
+                    steps, values = found.setdefault(value.tag, ([], []))
+                    steps.append(event.step)
+                    values.append(float(make_ndarray(value.tensor)))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    return {tag: series_of(*points) for tag, points in found.items()}
