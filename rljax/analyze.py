@@ -7,14 +7,14 @@ Pictures, a report to open in a browser and a summary; a verdict by ``--check``,
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rljax.analysis import (
-    Difference,
+    Comparison,
     Finding,
     Run,
     Window,
     compare,
-    config_differences,
     find_runs,
     is_healthy,
     judged,
@@ -22,12 +22,13 @@ from rljax.analysis import (
     read_runs,
     with_threshold,
 )
-from rljax.analysis.compare import are_identical
+from rljax.analysis.compare import Difference
 from rljax.analysis.figures import chosen
 from rljax.analysis.reading import Band
 from rljax.analysis.summary import Row, number_text, summary
 from rljax.errors import UserError
 from rljax.health import SIGNS, Sign
+from rljax.host.files import write_whole
 from rljax.host.secrets import redact, say
 from rljax.host.terminal import Parser, Terminal
 from rljax.lengths import check_band
@@ -47,6 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+class Analysis(NamedTuple):
+    """Of runs; windows and findings are of each."""
+
+    runs: list[Run]
+    names: list[str]  # of the figures to show
+    signs: Sequence[Sign]
+    windows: list[Window]
+    findings: list[list[Finding]]
+    comparisons: list[Comparison]  # of each run but the first with it, if that is asked for
+
+
 def analyze(options: argparse.Namespace) -> int:
     """Does what the command line asks for."""
     if not 0 <= options.smooth < 1:
@@ -55,79 +67,85 @@ def analyze(options: argparse.Namespace) -> int:
         )
     if not 0 < options.last <= 1:
         raise UserError(f"--last: a share above 0 and up to 1 is needed, got {options.last}")
+    runs, all_read = _read(options)
+    found = _analysis(options, runs)
+    terminal = Terminal()
+    only_asked = options.check or options.compare
+    for run, window, findings in zip(runs, found.windows, found.findings, strict=True):
+        if not only_asked:
+            _tell_summary(terminal, run, summary(run, found.names, window), window)
+        if options.check:
+            _tell_findings(terminal, run, window, findings)
+    for run, comparison in zip(runs[1:], found.comparisons, strict=False):
+        _tell_comparison(terminal, runs[0], run, comparison)
+    for run, findings in zip(runs, found.findings, strict=True):
+        _tell_verdict(terminal, run, findings)
+    if options.out is not None or not only_asked:
+        _write(options.out or Path(OUT), found, options, terminal)
+    return 0 if not options.check or (all_read and all(map(is_healthy, found.findings))) else 1
+
+
+def _read(options: argparse.Namespace) -> tuple[list[Run], bool]:
+    """The runs that have records, and whether these are all."""
     folders = [*options.runs, *options.log_dir]
     if not folders:
         raise UserError("which runs? name their folder: rljax analyze --log-dir runs/0001")
     found = read_runs(find_runs(folders), _band(options))
-    runs = [run._replace(label=redact(run.label)) for run in found if run.names]
     for run in found:
         if not run.names:
             say(f"warning: {run.folder} has no record that can be read; it is left out")
         for note in run.notes:
             say(f"warning: {run.label}: {note}")
+    runs = [run._replace(label=redact(run.label)) for run in found if run.names]
     if not runs:
         raise UserError(f"no record can be read in {', '.join(str(run.folder) for run in found)}")
+    return runs, len(runs) == len(found)
+
+
+def _analysis(options: argparse.Namespace, runs: list[Run]) -> Analysis:
     if options.compare and len(runs) < 2:
-        raise UserError("--compare needs two runs with records, or more")
+        raise UserError(f"--compare needs two runs with records, got {len(runs)}")
     there = set().union(*(run.metrics.keys() for run in runs))
     signs: Sequence[Sign] = SIGNS
     for threshold in options.threshold:
         signs = with_threshold(signs, threshold, there)
-    names = chosen(_listed(options.metric), runs)
     windows = [last_window(run.steps, options.last) for run in runs]
-    findings = [judged(run, *rest, signs) for run, *rest in zip(runs, windows, strict=True)]
-    others = range(1, len(runs)) if options.compare else ()
-    differences = [
-        (
-            compare(runs[0], runs[at], (windows[0], windows[at])),
-            config_differences(runs[0], runs[at]),
-            are_identical(runs[0], runs[at]),
-        )
-        for at in others
-    ]
-    terminal = Terminal()
-    if not (options.check or options.compare):
-        for run, window in zip(runs, windows, strict=True):
-            _tell_summary(terminal, run, summary(run, names, window), window)
-    if options.check:
-        for run, window, signs_of_run in zip(runs, windows, findings, strict=True):
-            _tell_findings(terminal, run, window, signs_of_run)
-    for run, difference in zip(runs[1:], differences, strict=False):
-        _tell_differences(terminal, runs[0], run, *difference)
-    for run, signs_of_run in zip(runs, findings, strict=True):
-        _tell_verdict(terminal, run, signs_of_run)
-    if options.out is not None or not (options.check or options.compare):
-        # Only here: a verdict needs none of what draws and shows.
-        from rljax.analysis.plots import draw_each, draw_sheet
-        from rljax.analysis.report import report_data, report_page
-        from rljax.host.files import write_whole
+    pairs = list(zip(runs, windows, strict=True))
+    return Analysis(
+        runs=runs,
+        names=chosen(_listed(options.metric), runs),
+        signs=signs,
+        windows=windows,
+        findings=[judged(run, window, signs) for run, window in pairs],
+        comparisons=[
+            compare(runs[0], run, (windows[0], window))
+            for run, window in (pairs[1:] if options.compare else ())
+        ],
+    )
 
-        out = options.out or Path(OUT)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if options.sheet:
-                pictures = [out / SHEET]
-                draw_sheet(pictures[0], names, runs, signs, options.smooth)
-            else:
-                pictures = draw_each(out, names, runs, signs, options.smooth)
-            data = report_data(
-                runs,
-                names,
-                windows=windows,
-                findings=findings,
-                signs=signs,
-                differences=differences,
-                weight=options.smooth,
-            )
-            write_whole(out / REPORT, report_page(data))
-        except OSError as error:
-            raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error
-        shown = str(pictures[0]) if options.sheet else f"{len(pictures)} pictures in {out}"
-        report = str(out / REPORT)
-        text = f"written: {report}, and {shown}"
-        terminal.say("written", text, report=report, pictures=[str(path) for path in pictures])
-    healthy = len(runs) == len(found) and all(map(is_healthy, findings))
-    return 1 if options.check and not healthy else 0
+
+def _write(out: Path, found: Analysis, options: argparse.Namespace, terminal: Terminal) -> None:
+    """Pictures and report."""
+    # Only here: a verdict needs none of what draws and shows, and is there sooner.
+    from rljax.analysis.contents import contents
+    from rljax.analysis.plots import draw_each, draw_sheet
+    from rljax.analysis.report import report_page
+
+    shown = found.names, found.runs, found.signs, options.smooth
+    report = out / REPORT
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if options.sheet:
+            pictures = [out / SHEET]
+            draw_sheet(out / SHEET, *shown)
+        else:
+            pictures = draw_each(out, *shown)
+        write_whole(report, report_page(contents(**found._asdict(), weight=options.smooth)))
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error
+    drawn = str(pictures[0]) if options.sheet else f"{len(pictures)} pictures beside it"
+    text = f"written: {report}, and {drawn}"
+    terminal.say("written", text, report=str(report), pictures=[str(path) for path in pictures])
 
 
 def _parser() -> Parser:
@@ -205,8 +223,11 @@ def _tell_summary(terminal: Terminal, run: Run, rows: Sequence[Row], window: Win
         terminal.emit_line("metric", run=run.label, **row._asdict())
     heads = ("", "first", "last", "best", "at step", "held out: before", "after")
     shown = [
-        (row.metric, *map(number_text, row[1:4]), str(row.best_step or ""))
-        + tuple(map(number_text, row[5:]))
+        (
+            *(row.metric, number_text(row.first), number_text(row.last), number_text(row.best)),
+            "" if row.best_step is None else str(row.best_step),
+            *(number_text(row.before), number_text(row.after)),
+        )
         for row in rows
     ]
     title = f"{run.label}: last is the mean of steps {window.first} to {window.last}"
@@ -226,22 +247,15 @@ def _tell_findings(
     terminal.table(title, ("sign", "value", "healthy", "verdict", ""), shown)
 
 
-def _tell_differences(
-    terminal: Terminal,
-    first: Run,
-    second: Run,
-    differences: Sequence[Difference],
-    config: Sequence[tuple[str, str, str]],
-    identical: bool,
-) -> None:
+def _tell_comparison(terminal: Terminal, first: Run, second: Run, found: Comparison) -> None:
     both = {"first": first.label, "second": second.label}
-    if identical:
-        text = f"{second.label} and {first.label} are identical, bit by bit"
-        terminal.say("identical", text, **both)
-    for one in differences:
+    for one in found.metrics:
         fields = {"difference": one.difference, **one._asdict()}
-        fields["mean_first"], fields["mean_second"] = fields.pop("first"), fields.pop("second")
-        terminal.emit_line("difference", **both, **fields)
+        means = {"mean_first": fields.pop("first"), "mean_second": fields.pop("second")}
+        terminal.emit_line("difference", **both, **fields, **means)
+    for key, *values in found.config:
+        fields = dict(zip(("value_first", "value_second"), values, strict=True))
+        terminal.emit_line("setting", **both, key=key, **fields)
     shown = [
         (
             *(one.name, number_text(one.first), number_text(one.second)),
@@ -249,19 +263,25 @@ def _tell_differences(
             "" if one.relative is None else f"{one.relative:+.1%}",
             _noise(one),
         )
-        for one in differences
+        for one in found.metrics
     ]
     heads = ("metric", first.label, second.label, "difference", "relative", "")
     terminal.table(f"{second.label} against {first.label}", heads, shown)
-    for key, one, other in config:
-        terminal.emit_line("setting", **both, key=key, value_first=one, value_second=other)
-    if config:
-        terminal.table("settings", ("", first.label, second.label), config)
+    if found.config:
+        terminal.table("settings", ("", first.label, second.label), found.config)
+    if found.same:
+        text = f"{second.label} and {first.label}: all that they recorded is identical, bit by bit"
+        terminal.say("identical", text, **both)
+    for title, names in (
+        (f"identical at every step, {len(found.identical)} metrics", found.identical),
+        (f"recorded by {first.label} only", found.only_first),
+        (f"recorded by {second.label} only", found.only_second),
+    ):
+        if names:
+            terminal.say("metrics", f"{title}: {', '.join(names)}", **both, what=title, names=names)
 
 
 def _noise(difference: Difference) -> str:
-    if difference.identical:
-        return "identical"
     if difference.p_value is None:
         return "too few steps"
     return "beyond noise" if difference.beyond_noise else "within noise"

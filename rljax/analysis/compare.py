@@ -6,24 +6,34 @@ are alike, so that n steps tell as much as n' = n (1 − ρ) / (1 + ρ) independ
 correlation with the step before (Zwiers and von Storch, 1995, "Taking serial correlation into
 account in tests of the mean"). From few steps ρ is estimated too small by about (1 + 4 ρ) / n
 (Marriott and Pope, 1954, "Bias in the estimation of autocorrelations"), and corrected for that.
-Of many figures some differ by chance, so that the level holds for all of them together (Holm, 1979,
-"A simple sequentially rejective multiple test procedure").
+Of many figures some differ by chance: of those said to be beyond the noise, one in twenty may be
+(Benjamini and Hochberg, 1995, "Controlling the false discovery rate").
 """
 
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr
 
 from rljax.analysis.reading import Run
 from rljax.analysis.series import Series, Window
 from rljax.config_file import flatten
 
-LEVEL = 0.05  # how often something counts as beyond noise that is not
+LEVEL = 0.05  # share, of what counts as beyond noise, that may be noise
 MOST_CORRELATED = 0.95
 LEAST_STEPS = 3  # below, nothing is known of the noise
 ABSENT = "absent"
+
+
+class Comparison(NamedTuple):
+    """Of a run with the first."""
+
+    metrics: list["Difference"]  # that are not identical, those beyond the noise first
+    identical: list[str]  # names of those that are, at every step, bit by bit
+    only_first: list[str]
+    only_second: list[str]
+    config: list[tuple[str, str, str]]  # (key, value of the first, value of the second)
+    same: bool  # whether everything recorded is, but for what is timed
 
 
 class Difference(NamedTuple):
@@ -35,23 +45,31 @@ class Difference(NamedTuple):
     relative: float | None  # of the difference, to the first's size
     p_value: float | None  # None where there are too few steps
     beyond_noise: bool
-    identical: bool  # at every step, bit by bit
 
     @property
     def difference(self) -> float:
         return self.second - self.first
 
 
-def compare(first: Run, second: Run, windows: tuple[Window, Window]) -> list[Difference]:
-    """The figures that both have, those beyond the noise first, then by the difference relative to
-    the size of both means."""
-    found = []
-    for name in first.metrics.keys() & second.metrics.keys():
+def compare(first: Run, second: Run, windows: tuple[Window, Window]) -> Comparison:
+    """How the second run differs: figures that both have by the difference relative to the size of
+    both means, those beyond the noise first."""
+    found, identical = [], []
+    for name in sorted(first.metrics.keys() & second.metrics.keys()):
         one, other = first.metrics[name], second.metrics[name]
         parts = [s.within(w).finite().values for s, w in zip((one, other), windows, strict=True)]
-        if all(part.size for part in parts):
-            found.append(_difference(name, *parts, identical=is_identical(one, other)))
-    return sorted(_beyond_noise(found), key=lambda d: (not d.beyond_noise, -_effect(d), d.name))
+        if is_identical(one, other):
+            identical.append(name)
+        elif all(part.size for part in parts):
+            found.append(_difference(name, *parts))
+    return Comparison(
+        metrics=sorted(_beyond_noise(found), key=lambda d: (not d.beyond_noise, -_effect(d))),
+        identical=identical,
+        only_first=sorted(first.metrics.keys() - second.metrics.keys()),
+        only_second=sorted(second.metrics.keys() - first.metrics.keys()),
+        config=config_differences(first, second),
+        same=are_identical(first, second),
+    )
 
 
 def is_identical(one: Series, other: Series) -> bool:
@@ -89,6 +107,8 @@ def welch(one: np.ndarray, other: np.ndarray) -> float | None:
     >>> welch(steady, steady + 1.0) < 0.001 < welch(steady, steady + 0.01)
     True
     """
+    from scipy.special import stdtr  # which takes longer to import than all the rest
+
     if min(len(one), len(other)) < LEAST_STEPS:
         return None
     counts = [effective_count(values) for values in (one, other)]
@@ -113,27 +133,25 @@ def effective_count(values: np.ndarray) -> float:
     return max(count * (1 - rho) / (1 + rho), 2.0)
 
 
-def _difference(name: str, one: np.ndarray, other: np.ndarray, *, identical: bool) -> Difference:
+def _difference(name: str, one: np.ndarray, other: np.ndarray) -> Difference:
     first, second = float(one.mean()), float(other.mean())
     return Difference(
         name=name,
         first=first,
         second=second,
         relative=(second - first) / abs(first) if first else None,
-        p_value=1.0 if identical else welch(one, other),
+        p_value=welch(one, other),
         beyond_noise=False,
-        identical=identical,
     )
 
 
 def _beyond_noise(found: list[Difference]) -> list[Difference]:
-    """Holm's procedure: the smallest p-value at LEVEL / m, the next at LEVEL / (m − 1), …"""
-    tested = sorted((d for d in found if d.p_value is not None), key=lambda d: d.p_value)
-    beyond = set()
-    for rank, difference in enumerate(tested):
-        if difference.p_value > LEVEL / (len(tested) - rank):
-            break
-        beyond.add(difference.name)
+    """Those up to the last whose p-value, the k-th smallest of m, is at most LEVEL · k / m."""
+    tested = [d for d in found if d.p_value is not None]
+    tested.sort(key=lambda d: d.p_value)
+    held = [d.p_value <= LEVEL * k / len(tested) for k, d in enumerate(tested, start=1)]
+    count = max((k for k, holds in enumerate(held, start=1) if holds), default=0)
+    beyond = {d.name for d in tested[:count]}
     return [d._replace(beyond_noise=d.name in beyond) for d in found]
 
 

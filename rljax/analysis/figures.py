@@ -24,8 +24,8 @@ HIGHER = (
     *("rewards/accuracies", "rewards/margins", "value/explained_var", "perf/tokens_per_second"),
 )
 LOWER = (
-    *("length_penalty_mean", "truncated_ratio", "left_out_ratio", "*loss", "*nll"),
-    "perf/step_seconds",
+    *("length_penalty_mean", "truncated_ratio", "left_out_ratio", "*nll", "perf/step_seconds"),
+    *("value/loss", "reward/loss", "*heldout/loss", "*eval/loss", "*eval_loss"),
 )
 LENGTHS = (
     *("length_mean", "length_terminated_mean", "length_correct_mean", "length_wrong_mean"),
@@ -68,7 +68,7 @@ def held_out(run: Run, name: str) -> Series | None:
 def direction(name: str) -> int:
     """1 where more is better, -1 where less is, else 0.
 
-    >>> direction("accuracy_greedy"), direction("policy/loss"), direction("length_mean")
+    >>> direction("accuracy_greedy"), direction("value/loss"), direction("length_mean")
     (1, -1, 0)
     """
     return int(_fits(name, HIGHER)) - int(_fits(name, LOWER))

@@ -13,6 +13,7 @@ function section(id, title, ...content) {
   document.getElementById("main").append(h("section", { id }, h("h2", {}, title), content));
 }
 
+const signed = (value, shown) => (value > 0 ? "+" : "") + shown(value).replace("-", MINUS);
 const shortly = (bounds) => bounds.replace("at most", "\u2264").replace("at least", "\u2265");
 
 function verdicts() {
@@ -148,7 +149,7 @@ function redraw() {
   asked = requestAnimationFrame(() => charts.forEach((chart) => chart.draw()));
 }
 
-const FANS = [["max", "longest"], ["p95", "95th percentile"], ["p50", "median"], ["length_mean", "mean"], ["p5", "5th percentile"], ["min", "shortest"]];
+const FANS = [["max", "longest"], ["p95", "95th percentile"], ["p50", "median"], ["mean", "mean"], ["p5", "5th percentile"], ["min", "shortest"]];
 
 function fan(index, most) {
   const { fan: series, band } = data.runs[index];
@@ -160,7 +161,7 @@ function fan(index, most) {
       series.p5 && series.p95 ? svg("path", { class: "area inner", d: area(series.p5, series.p95, scale) }) : null,
       series.p95 && !series.p5 ? svg("path", { class: "line raw", d: path(series.p95.steps, series.p95.values, scale) }) : null,
       series.p50 ? svg("path", { class: "line", d: path(series.p50.steps, series.p50.values, scale) }) : null,
-      series.length_mean ? svg("path", { class: `line ${series.p50 ? "mean" : ""}`, d: path(series.length_mean.steps, series.length_mean.values, scale) }) : null)],
+      series.mean ? svg("path", { class: `line ${series.p50 ? "mean" : ""}`, d: path(series.mean.steps, series.mean.values, scale) }) : null)],
     told: (at) => {
       const any = Object.values(series)[0];
       const step = any.steps[nearest(any.steps, at)];
@@ -194,23 +195,33 @@ function lengths() {
 }
 
 function compared() {
-  return data.differences.map((difference, place) => {
-    const rows = difference.metrics.map((d) => h("tr", {},
+  return data.comparisons.map((comparison, place) => {
+    const names = [data.runs[0].label, data.runs[place + 1].label];
+    const rows = comparison.metrics.map((d) => h("tr", {},
       h("td", { class: "key" }, d.name),
       [d.first, d.second].map((value) => h("td", { class: "num" }, text(value))),
-      h("td", { class: "num" }, `${d.difference > 0 ? "+" : ""}${text(d.difference)}`),
-      h("td", { class: "num" }, d.relative === null ? "" : percent(d.relative).replace("-", MINUS)),
-      h("td", {}, d.identical ? "identical" : d.p_value === null ? "too few steps" : d.beyond_noise ? h("b", {}, "beyond noise") : h("span", { class: "muted" }, "within noise"))));
-    const changes = difference.config.map((change) => h("tr", {}, change.map((cell, i) => h("td", { class: i ? "name" : "key mono" }, cell))));
-    const names = [data.runs[0].label, data.runs[place + 1].label];
+      h("td", { class: "num" }, signed(d.difference, text)),
+      h("td", { class: "num" }, d.relative === null ? "" : signed(d.relative, percent)),
+      h("td", {}, d.p_value === null ? "too few steps" : d.beyond_noise ? h("b", {}, "beyond noise") : h("span", { class: "muted" }, "within noise"))));
+    const changes = comparison.config.map((change) => h("tr", {}, change.map((cell, i) => h("td", { class: i ? "value" : "key mono" }, cell))));
+    const lists = [
+      [`${comparison.identical.length} metrics are identical at every step, bit by bit`, comparison.identical],
+      [`recorded by ${names[0]} only`, comparison.only_first],
+      [`recorded by ${names[1]} only`, comparison.only_second],
+    ].filter(([, list]) => list.length);
     return [
-      h("p", {}, tag(place + 1), " against ", tag(0), difference.identical ? ": identical, bit by bit" : ""),
-      h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "metric"),
-        [...names, "difference", "relative"].map((head) => h("th", { class: "num" }, head)), h("th", {}, ""))), h("tbody", {}, rows))),
+      h("p", {}, tag(place + 1), " against ", tag(0), comparison.same ? ": all that they recorded is identical, bit by bit" : ""),
+      rows.length ? table(["metric", ...names, "difference", "relative", ""], rows, 1) : null,
+      lists.map(([title, list]) => h("p", { class: "note" }, `${title}: ${list.join(", ")}`)),
       changes.length ? h("details", { open: changes.length < 12 }, h("summary", {}, `${changes.length} settings differ`),
-        h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, ["setting", ...names].map((head) => h("th", {}, head)))), h("tbody", {}, changes)))) : null,
+        table(["setting", ...names], changes, 3)) : null,
     ];
   });
+}
+
+function table(heads, rows, texts) {
+  const head = heads.map((title, i) => h("th", { class: i < texts ? null : "num" }, title));
+  return h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
 }
 
 function events() {
@@ -229,7 +240,7 @@ function start() {
   document.title = `${data.runs.map((run) => run.label).join(", ")} – rljax analyze`;
   section("verdict", "Verdict", verdicts());
   if (data.notes.length) document.getElementById("main").append(h("ul", { class: "note" }, data.notes.map((note) => h("li", {}, note))));
-  if (data.differences.length) section("compare", "Differences", compared());
+  if (data.comparisons.length) section("compare", "Differences", compared());
   section("curves", "Curves", curves());
   const [distributions, happened] = [lengths(), events()];
   if (distributions) section("lengths", "Lengths", distributions);
