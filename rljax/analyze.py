@@ -71,6 +71,9 @@ def analyze(options: argparse.Namespace) -> int:
     found = _analysis(options, runs)
     terminal = Terminal()
     only_asked = options.check or options.compare
+    out = options.out or (None if only_asked else Path(OUT))
+    if out is not None:
+        _make(out)
     for run, window, findings in zip(runs, found.windows, found.findings, strict=True):
         if not only_asked:
             _tell_summary(terminal, run, summary(run, found.names, window), window)
@@ -80,8 +83,8 @@ def analyze(options: argparse.Namespace) -> int:
         _tell_comparison(terminal, runs[0], run, comparison)
     for run, findings in zip(runs, found.findings, strict=True):
         _tell_verdict(terminal, run, findings)
-    if options.out is not None or not only_asked:
-        _write(options.out or Path(OUT), found, options, terminal)
+    if out is not None:
+        _write(out, found, options, terminal)
     return 0 if not options.check or (all_read and all(map(is_healthy, found.findings))) else 1
 
 
@@ -124,6 +127,13 @@ def _analysis(options: argparse.Namespace, runs: list[Run]) -> Analysis:
     )
 
 
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make the folder {out}: {error.strerror}") from error
+
+
 def _write(out: Path, found: Analysis, options: argparse.Namespace, terminal: Terminal) -> None:
     """Pictures and report."""
     # Only here: a verdict needs none of what draws and shows, and is there sooner.
@@ -134,7 +144,6 @@ def _write(out: Path, found: Analysis, options: argparse.Namespace, terminal: Te
     shown = found.names, found.runs, found.signs, options.smooth
     report = out / REPORT
     try:
-        out.mkdir(parents=True, exist_ok=True)
         if options.sheet:
             pictures = [out / SHEET]
             draw_sheet(out / SHEET, *shown)

@@ -20,11 +20,12 @@ class Page:
         self._commands = os.fdopen(commands, "wb", buffering=0)
         self._answers = os.fdopen(answers, "rb", buffering=0)
         self._count, self._session, self._rest = 0, None, b""
-        self.complaints: list[str] = []  # errors and warnings of the console, and exceptions
+        self.complaints: list[str] = []  # of the console, and exceptions
         self.requests: list[str] = []  # addresses
 
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
         """Loads a file in a window of so many pixels."""
+        self.complaints, self.requests = [], []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]

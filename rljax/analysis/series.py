@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST_STEPS = 5  # of a window
+LARGEST = float(np.finfo(np.float32).max)  # of a number that a run computes
 
 
 class Series(NamedTuple):
     """Of one figure."""
 
     steps: np.ndarray  # int64, ascending
-    values: np.ndarray  # float64; NaN where what was recorded is no finite number
+    values: np.ndarray  # float64; NaN where what was recorded is not finite
 
     def within(self, window: "Window") -> "Series":
         inside = (self.steps >= window.first) & (self.steps <= window.last)
@@ -41,7 +42,9 @@ def series_of(steps: Sequence[int], values: Sequence[float | None]) -> Series:
     told = dict(zip(steps, values, strict=True))
     numbers = [math.nan if told[step] is None else told[step] for step in sorted(told)]
     found = np.array(numbers, np.float64)
-    return Series(np.array(sorted(told), np.int64), np.where(np.isfinite(found), found, np.nan))
+    return Series(
+        np.array(sorted(told), np.int64), np.where(np.abs(found) <= LARGEST, found, np.nan)
+    )
 
 
 def last_window(steps: Sequence[int], share: float) -> Window:

@@ -13,6 +13,7 @@ from rljax.host.secrets import redact
 
 # Of Okabe and Ito, which are told apart by those who see colors otherwise.
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+LONGEST_TITLE = 60  # characters
 
 
 class Panel(NamedTuple):
@@ -137,8 +138,11 @@ def dress(axes, title: str) -> None:
 
 
 def literal(text: str) -> str:
-    """A text that shows as it is: no secrets, no formula, no name that legends pass over."""
-    shown = redact(text).replace("$", r"\$")
+    """A text that shows as it is, if it is not too long: no secrets, no formula, no name that
+    legends pass over."""
+    shown = redact(text)
+    shown = shown if len(shown) <= LONGEST_TITLE else f"{shown[: LONGEST_TITLE - 1]}…"
+    shown = shown.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
