@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from rljax.analysis.reading import Run
+from rljax.analysis.reading import HELD_OUT, Run
 from rljax.analysis.series import Series
 from rljax.errors import UserError, nearest
 from rljax.metrics import METRICS
@@ -43,6 +43,8 @@ def chosen(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
         return found or sorted(there)[:SHOWN_OF_OTHERS]
     found = []
     for name in asked:
+        if name not in there and name.removeprefix(HELD_OUT) in there:
+            name = name.removeprefix(HELD_OUT)
         fitting = [name] if name in there else sorted(n for n in there if fnmatchcase(n, name))
         if not fitting:
             raise UserError(unknown(name, there))

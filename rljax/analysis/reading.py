@@ -23,6 +23,7 @@ WORTH_SEEING = (
 )
 
 
+HELD_OUT = "eval/"  # stands before the figures of an evaluation where others are beside them
 LAST_STEP = 2**53  # beyond which a browser's numbers have gaps
 
 
@@ -79,7 +80,13 @@ def read_run(folder: Path, label: str, band: Band | None = None) -> Run:
         if damaged_too:
             faults.append(f"{damaged_too} damaged line(s) in {EVALUATIONS}")
     else:
-        metrics = read_scalars(folder) if has_events(folder) else {}
+        scalars = read_scalars(folder) if has_events(folder) else {}
+        held_out = {
+            tag.removeprefix(HELD_OUT): series
+            for tag, series in scalars.items()
+            if tag.startswith(HELD_OUT)
+        }
+        metrics = {tag: one for tag, one in scalars.items() if not tag.startswith(HELD_OUT)}
         steps = tuple(sorted({int(step) for one in metrics.values() for step in one.steps}))
     return Run(
         label=label,

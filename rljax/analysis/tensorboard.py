@@ -13,11 +13,14 @@ SCALARS = "scalars"  # the plug-in that they are written for
 def read_scalars(folder: Path) -> dict[str, Series]:
     """Every scalar in the event files of a folder by its tag, later files over earlier ones.
 
-    What a crash has damaged ends the file that it is in. Raises ``UserError`` if the package is not
-    installed, or a file cannot be read.
+    Where a file begins with a step that a run went on from, what came before has no later one, as
+    TensorBoard has it. What a crash has damaged ends the file that it is in.
+
+    Raises ``UserError`` if the package is not installed, or a file cannot be read.
     """
     try:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise UserError(
@@ -25,18 +28,21 @@ def read_scalars(folder: Path) -> dict[str, Series]:
             "pip install tensorboard"
         ) from error
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    found: dict[str, dict[int, float]] = {}
     plugins: dict[str, str] = {}
     for path in sorted(folder.glob(EVENT_FILES), key=lambda path: path.name):
         try:
             for event in EventFileLoader(str(path)).Load():
+                if event.session_log.status == SessionLog.START:
+                    for points in found.values():
+                        for step in [step for step in points if step >= event.step]:
+                            del points[step]
                 for value in event.summary.value:
                     plugin = value.metadata.plugin_data.plugin_name
                     if plugins.setdefault(value.tag, plugin) != SCALARS:
                         continue
-                    steps, values = found.setdefault(value.tag, ([], []))
-                    steps.append(event.step)
-                    values.append(float(make_ndarray(value.tensor)))
+                    points = found.setdefault(value.tag, {})
+                    points[event.step] = float(make_ndarray(value.tensor))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    return {tag: series_of(*points) for tag, points in found.items()}
+    return {tag: series_of([*points], [*points.values()]) for tag, points in found.items()}

@@ -4,17 +4,20 @@ import sys
 
 import numpy as np
 import pytest
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from rljax.analysis.figures import chosen
 from rljax.analysis.reading import read_run
 from rljax.analysis.tensorboard import read_scalars
 from rljax.errors import UserError
 
 
-def write_events(folder, points, suffix=""):
+def write_events(folder, points, suffix="", start=None):
     writer = EventFileWriter(str(folder), filename_suffix=suffix)
+    if start is not None:
+        writer.add_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
     for step, tag, value in points:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
         writer.add_event(Event(step=step, summary=summary))
@@ -30,6 +33,17 @@ def test_scalars_of_several_files(tmp_path):
     assert np.isnan(found["bad"].values).tolist() == [True]
     run = read_run(tmp_path, "other")
     assert (run.steps, run.band, run.faults) == ((10, 20), None, [])
+
+
+def test_a_run_that_went_on_from_before_its_end(tmp_path):
+    """Steps 3 and 4 were lost; step 3 was done again."""
+    write_events(tmp_path, [(step, "a", 1.0) for step in (1, 2, 3, 4)], ".a", start=0)
+    write_events(tmp_path, [(2, "a", 1.0), (3, "a", 2.0), (3, "eval/b", 0.5)], ".b", start=2)
+    run = read_run(tmp_path, "a")
+    assert run.metrics["a"].steps.tolist() == [1, 2, 3]
+    assert run.metrics["a"].values.tolist() == [1.0, 1.0, 2.0]
+    assert run.held_out["b"].values.tolist() == [0.5]
+    assert chosen(["eval/b", "a"], [run]) == ["b", "a"]
 
 
 def test_a_file_that_was_cut_short_is_read_so_far(tmp_path):

@@ -110,7 +110,7 @@ class Chart {
       );
     }
     for (const tick of ticks(x[0], x[1], this.width < 420 ? 4 : 6).filter(Number.isInteger)) {
-      drawing.append(svg("text", { x: across(tick), y: this.height - 7, "text-anchor": "middle" }, text(tick)));
+      drawing.append(svg("text", { x: across(tick), y: this.height - 7, "text-anchor": across(tick) > right - 8 ? "end" : "middle" }, text(tick)));
     }
     drawing.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
     for (const bound of bounds) {

@@ -182,14 +182,14 @@ function lengths() {
     const fans = Object.keys(run.fan).length > 0;
     if (!fans && !bins.length) return null;
     const drawn = bins.map((one) => h("div", {},
-      h("div", { class: "small" }, h("b", {}, `step ${one.step}`), h("span", { class: "muted" }, ` ${one.count} responses, mean ${text(one.mean)}`)),
+      h("div", { class: "small" }, h("b", {}, `step ${one.step}`), h("span", { class: "muted" }, ` mean ${text(one.mean)} of ${one.count}`)),
       h("div", { class: color(index) }, histogram(data.histograms.edges, one.bins, run.band, `lengths at step ${one.step}`)),
       one.shares ? h("div", { class: "small muted" }, Object.entries(one.shares).filter(([name, share]) => name === "in band" || share > 0)
         .map(([name, share]) => `${name}\u00a0${percent(share)}`).join(" · ")) : null));
     const told = run.fan.p5 ? "Line: median; dotted: mean; dark: 5th to 95th percentile; light: shortest to longest." : "Line: mean; faint: 95th percentile.";
     return h("div", { class: "card" }, h("div", { class: "row between" }, h("h3", {}, tag(index)), h("span", { class: "muted small" }, bandText(run.band))),
       fans ? [fan(index, most), h("div", { class: "muted small" }, `In training, tokens over steps. ${told}`)] : null,
-      drawn.length ? [h("div", { class: "bins" }, drawn), h("div", { class: "muted small" }, "On held-out prompts, responses over tokens. Shaded: the band.")] : null);
+      drawn.length ? [h("div", { class: "bins" }, drawn), h("div", { class: "muted small" }, "On held-out prompts: how many responses, over tokens. Shaded: the band.")] : null);
   }).filter(Boolean);
   return cards.length ? h("div", { class: "grid wide" }, cards) : null;
 }
