@@ -98,17 +98,13 @@ def browser(folder: Path) -> Iterator[Page]:
     """A browser of its own, with its files in a folder."""
     (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
 
-    def at_three_and_four() -> None:
-        kept = os.dup(to_read), os.dup(from_write)
-        os.dup2(kept[0], 3)
-        os.dup2(kept[1], 4)
-
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
     command += [f"--user-data-dir={folder}", "--no-first-run", "--hide-scrollbars"]
+    # It reads from 3 and writes to 4.
+    shell = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "bash", *command]
     process = subprocess.Popen(
-        command,
-        preexec_fn=at_three_and_four,
-        close_fds=False,
+        shell,
+        pass_fds=(to_read, from_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

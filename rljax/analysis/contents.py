@@ -8,7 +8,7 @@ import numpy as np
 from rljax import __version__
 from rljax.analysis import responses
 from rljax.analysis.compare import Comparison
-from rljax.analysis.figures import about, direction, held_out, is_length, is_share
+from rljax.analysis.figures import about, bounds, held_out, is_length, is_share
 from rljax.analysis.reading import Run
 from rljax.analysis.series import Series, Window, thinned
 from rljax.analysis.summary import summary
@@ -105,15 +105,13 @@ def _said(tree: Any) -> Any:
 
 def _curve(name: str, runs: Sequence[Run], signs: Sequence[Sign], each: int) -> dict[str, Any]:
     unit, meaning = about(name)
-    bounds = [sign for sign in signs if sign.metric == name]
     return {
         "name": name,
         "unit": unit,
         "meaning": meaning,
-        "better": direction(name),
         "share": is_share(name),
-        "length": is_length(name) or any(isinstance(sign.low, str) for sign in bounds),
-        "bounds": [b for s in bounds for b in (s.low, s.high) if isinstance(b, float)],
+        "length": is_length(name),
+        "bounds": bounds(name, signs),
         "runs": [
             {
                 "line": _points(run.metrics[name], each) if name in run.metrics else None,

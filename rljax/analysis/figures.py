@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from rljax.analysis.reading import HELD_OUT, Run
 from rljax.analysis.series import Series
 from rljax.errors import UserError, nearest
+from rljax.health import Sign
 from rljax.metrics import METRICS
 
 SHOWN = (  # where a run has them and nobody asks for others, in this order
@@ -79,6 +80,12 @@ def direction(name: str) -> int:
 def is_length(name: str) -> bool:
     """Whether it is a length of responses, which the band is about."""
     return _fits(name, LENGTHS)
+
+
+def bounds(name: str, signs: Sequence[Sign]) -> list[float]:
+    """The numbers between which it is healthy, those of the band apart."""
+    edges = (edge for sign in signs if sign.metric == name for edge in (sign.low, sign.high))
+    return [float(edge) for edge in edges if isinstance(edge, int | float)]
 
 
 def is_share(name: str) -> bool:

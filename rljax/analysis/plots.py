@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rljax.analysis.figures import about, held_out, is_length, is_share
+from rljax.analysis.figures import about, bounds, held_out, is_length, is_share
 from rljax.analysis.reading import Run
 from rljax.analysis.series import smoothed
 from rljax.health import Sign
@@ -42,12 +42,10 @@ def draw_sheet(
 def draw(axes, name: str, runs: Sequence[Run], signs: Sequence[Sign], weight: float) -> None:
     """A figure of all runs: as recorded, faint, the line that it follows, the evaluations as
     points, the band where it is a length, and the bounds within which it is healthy."""
-    bounds = [sign for sign in signs if sign.metric == name]
     bands = {run.band for run in runs if run.band is not None}
-    on_band = is_length(name) or any(isinstance(sign.low, str) for sign in bounds)
-    for number, band in enumerate(sorted(bands) if on_band else ()):
+    for number, band in enumerate(sorted(bands) if is_length(name) else ()):
         shade_band(axes, *band, label="" if number else "band")
-    for bound in {b for sign in bounds for b in (sign.low, sign.high) if isinstance(b, float)}:
+    for bound in bounds(name, signs):
         axes.axhline(bound, color="#777777", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for number, run in enumerate(runs):
         color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]

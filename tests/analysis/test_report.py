@@ -101,7 +101,8 @@ def test_samples_are_chosen_and_paged(report, pages):
 def test_curves_are_smoothed_hidden_and_read(report, pages):
     pages.open(report, 1280)
     frame = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-    reward = "[...document.querySelectorAll('#curves .card')].find(c => /reward_mean/.test(c.textContent))"
+    cards = "[...document.querySelectorAll('#curves .card')]"
+    reward = f"{cards}.find((card) => /reward_mean/.test(card.textContent))"
     line = f"{reward}.querySelector('path.line:not(.raw)').getAttribute('d')"
     before = pages.run(line)
     pages.run("""(() => { const slider = document.getElementById('smoothing');
