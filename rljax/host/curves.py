@@ -148,10 +148,9 @@ def literal(text: str) -> str:
 
 def save(figure, path: Path, title: str = "") -> None:
     """Writes a figure as a PNG, and lets go of it. Raises ``OSError``."""
-    inches = figure.get_figheight()
     if title:
-        figure.suptitle(literal(title), y=1 - 0.12 / inches)
-    figure.tight_layout(rect=(0, 0, 1, 1 - (0.3 if title else 0) / inches))
+        figure.suptitle(literal(title), y=1 - 0.1 / figure.get_figheight())
+    figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
