@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from rljax.config import is_function
+from rljax.config_file import flatten
 from rljax.errors import UserError
 
 # Keys that do not change what is learned, but for rounding. The rows of the data are compared
@@ -67,17 +68,6 @@ def check_same_run(
             "run's config, or another run_dir, or go on with these by --allow-config-change"
         )
     return found.learned + found.harmless
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _is_one_of(name: str, patterns: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax doctor MODEL
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax verify RUN
+       rljax analyze [RUN ...] [--log-dir DIR] [--metric a,b,c] [--check] [--compare] [--out DIR]
        rljax --version
 
 launch  train a language model
@@ -22,9 +23,10 @@ eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
 verify  check the checkpoints and records of a run
+analyze show recorded runs side by side: pictures, a report, a verdict, differences
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "analyze")
 
 
 def main() -> int:

@@ -105,3 +105,14 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             raise UserError(f'"{override}": {".".join(parents[:depth])} has no keys below it')
         tree = child
     tree[last] = value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -11,7 +11,9 @@ from matplotlib import pyplot as plt
 
 from rljax.host.secrets import redact
 
-BLUE, ORANGE, GREEN = "#1f77b4", "#ff7f0e", "#2ca02c"
+# Of Okabe and Ito, which are told apart by those who see colors otherwise.
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+LONGEST_TITLE = 60  # characters
 
 
 class Panel(NamedTuple):
@@ -95,27 +97,59 @@ def draw_curves(
         for panel in (SAMPLING if sampled or not records else GIVEN)
         if _told(panel.lines, records) or _told(panel.points, evaluations)
     ]
-    columns = min(len(panels), 2) or 1
-    rows = -(-len(panels) // columns) or 1
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(5 * columns, 0.4 + 3.05 * rows), squeeze=False
-    )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    figure, grid_axes = grid(len(panels), columns=2)
+    for axes, panel in zip(grid_axes, panels, strict=False):
         _draw(axes, panel, records, evaluations)
         if panel is LENGTH:
             if max_tokens is not None:
-                axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, label="band")
+                shade_band(axes, min_tokens, max_tokens)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         if panel.title == "accuracy":
             axes.set_ylim(-0.03, 1.03)
-        axes.set_title(panel.title)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.25)
+        dress(axes, panel.title)
+    save(figure, path, title)
+
+
+def grid(count: int, *, columns: int = 1, width: float = 5, height: float = 3.05):
+    """A figure with ``count`` panels of so many inches, and these."""
+    columns = min(count, columns) or 1
+    rows = -(-count // columns) or 1
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(width * columns, 0.4 + height * rows), squeeze=False
+    )
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(panels.flat)
+
+
+def shade_band(axes, min_tokens: float, max_tokens: float, label: str = "band") -> None:
+    """Where lengths are in the band."""
+    axes.axhspan(min_tokens, max_tokens, color=GREEN, alpha=0.15, linewidth=0, label=label)
+
+
+def dress(axes, title: str) -> None:
+    """What every panel has."""
+    axes.set_title(literal(title))
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(redact(title))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def literal(text: str) -> str:
+    """A text that shows as it is, if it is not too long: no secrets, no formula, no name that
+    legends pass over."""
+    shown = redact(text)
+    shown = shown if len(shown) <= LONGEST_TITLE else f"{shown[: LONGEST_TITLE - 1]}…"
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def save(figure, path: Path, title: str = "") -> None:
+    """Writes a figure as a PNG, and lets go of it. Raises ``OSError``."""
+    if title:
+        figure.suptitle(literal(title), y=1 - 0.1 / figure.get_figheight())
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

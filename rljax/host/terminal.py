@@ -2,8 +2,9 @@
 
 import argparse
 import contextlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -106,6 +107,25 @@ class Terminal:
                 ),
             )
         self.console.print(table)
+
+    def table(self, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """For a person only; numbers stand to the right."""
+        if not self.rich:
+            return
+        table = Table(title=_literal(title), title_justify="left")
+        rows = [list(map(_literal, row)) for row in rows]
+        for index, heading in enumerate(headings):
+            number = all(re.fullmatch(r"[-+.\de%]*", row[index]) for row in rows)
+            justify = "right" if number else "left"
+            table.add_column(_literal(heading), justify=justify, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def emit_line(self, event: str, **fields: Any) -> None:
+        """For a machine only."""
+        if not self.rich:
+            self.emit(event, fields)
 
     def emit(self, event: str, fields: dict[str, Any]) -> None:
         """A line for a machine."""

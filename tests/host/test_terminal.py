@@ -40,3 +40,14 @@ def test_a_long_name_of_a_source_is_shown_in_full_and_no_markup(shown):
     rows = [cells(line) for line in lines() if "│" in line]
     assert "".join(row[0] for row in rows) == name
     assert rows[0][1:] == ["0.50", "1.00"]
+
+
+def test_a_table_shows_numbers_to_the_right_and_markup_as_it_is(shown, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "canary-0001")
+    terminal, lines = shown
+    terminal.table("[b]t", ("name", "value"), [("[red]a", "1.5"), ("canary-0001", "-20")])
+    assert lines()[0].strip() == "[b]t"
+    assert [line.strip("│") for line in lines() if "│" in line] == [
+        " [red]a     │   1.5 ",
+        " [MY_TOKEN] │   -20 ",
+    ]
