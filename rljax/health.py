@@ -19,7 +19,7 @@ class Sign(NamedTuple):
     high: float | str | None
     below: str  # what it means
     above: str
-    low_unless_in_band: bool = False  # nothing is wrong below where the lengths are in the band
+    low_unless_in_band: bool = False  # nothing is wrong below where lengths are in a band, or free
 
 
 SIGNS = (
@@ -61,6 +61,6 @@ def judge(sign: Sign, figures: Mapping[str, float | None]) -> str | None:
         return None
     if low is not None and value < low:
         in_band = figures.get("in_band_ratio")
-        spared = sign.low_unless_in_band and in_band is not None and in_band >= ENOUGH_IN_BAND
+        spared = sign.low_unless_in_band and (in_band is None or in_band >= ENOUGH_IN_BAND)
         return "healthy" if spared else "low"
     return "high" if high is not None and value > high else "healthy"

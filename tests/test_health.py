@@ -20,7 +20,7 @@ BAND = {MIN: 30, MAX: 80}
         ("response_length_p95", 50, {}, None),
         ("reward_shaping_ratio", 0.04, {"in_band_ratio": 0.89}, "low"),
         ("reward_shaping_ratio", 0.04, {"in_band_ratio": 0.9}, "healthy"),
-        ("reward_shaping_ratio", 0.04, {}, "low"),
+        ("reward_shaping_ratio", 0.04, {}, "healthy"),
         ("reward_shaping_ratio", 0.16, {"in_band_ratio": 1.0}, "high"),
         ("truncated_ratio", 0.3, {}, "high"),
         ("left_out_ratio", 0.6, {}, "high"),
