@@ -84,13 +84,18 @@ class LengthMonitor:
                 text=given(TEXT, "").lower() in ("1", "true", "yes") if text is None else text,
                 window=window,
             )
+        except UserError as error:
+            self._give_up(str(error))
         except Exception as error:
-            told = (
-                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            )
-            self._fault = redact(f"rljax: error: the length monitor cannot judge: {told}")
-            logger.error(self._fault)
-            return
+            self._give_up(f"{type(error).__name__}: {error}")
+        else:
+            self._introduce(policy)
+
+    def _give_up(self, why: str) -> None:
+        self._fault = redact(f"rljax: error: the length monitor cannot judge: {why}")
+        logger.error(self._fault)
+
+    def _introduce(self, policy: LengthPolicy) -> None:
         logger.info(
             "rljax: responses are judged by %d to %d tokens; costs: %s",
             policy.min_tokens,
@@ -110,14 +115,14 @@ class LengthMonitor:
         if kind != "http" or self._judge is None:
             await self._app(scope, receive, send)
             return
-        path, method = scope.get("path", ""), scope.get("method")
+        path, method = scope["path"], scope["method"]
         if method == "POST" and path.rstrip("/").endswith(PATHS):
             watch = Watch(self._judge, self._submit, path, send)
             try:
                 await self._app(scope, receive, watch.send)
             finally:
                 watch.end()
-        elif method == "GET" and self._scraped == path.removeprefix(scope.get("root_path", "")):
+        elif method == "GET" and self._scraped == path.removeprefix(scope.get("root_path") or ""):
             await self._tell(send)
         else:
             await self._app(scope, receive, send)
@@ -159,9 +164,6 @@ class LengthMonitor:
 class Watch:
     """What passes through of one response."""
 
-    __slots__ = ("_batch", "_judge", "_lost", "_path", "_reader", "_send", "_size", "_submit")
-    __slots__ += ("_whole",)
-
     def __init__(self, judge: Judge, submit: Callable[..., bool], path: str, send: Send):
         self._judge, self._submit, self._path, self._send = judge, submit, path, send
         self._reader: Reader | None = None  # None: there is nothing to be judged
@@ -195,7 +197,7 @@ class Watch:
             if self._lost or not self._submit(
                 self._judge.conclude, self._reader, self._path, self._whole
             ):
-                self._judge.tally.unmeasured["busy"] += 1
+                self._judge.tally.unmeasured["busy"] += 1  # which no other thread writes
         except Exception as error:
             self._fail(error)
 

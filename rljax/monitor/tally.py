@@ -46,7 +46,7 @@ class Counted:
 
 
 class Tally:
-    """Counts judged responses by their model. One thread alone may use it."""
+    """Counts judged responses by their model. One thread alone may call it."""
 
     def __init__(self, policy: LengthPolicy, window: int):
         """``window``: how many of a model's last responses the gauges are of."""
