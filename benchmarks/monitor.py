@@ -2,7 +2,7 @@
 
 The same application answers with and without it, in turn, in one process and by ASGI alone: no
 network and no model hides the difference. Prints milliseconds per whole response, and the processor
-time that the monitor adds, its own thread included.
+time that the monitor adds in the thread that answers and in its own.
 """
 
 import argparse
@@ -17,12 +17,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rljax.monitor import LengthMonitor
 
 CONFIG = "length: {min_tokens: 30, max_tokens: 80}\nshaping: {length: length_band}\n"
 ID = "chatcmpl-0123456789abcdef0123456789abcdef"
 HEAD = {"id": ID, "created": 1700000000, "model": "Qwen/Qwen2.5-7B-Instruct"}
 TOKEN = " token"
+COLUMNS = (
+    *("median, bare", "monitored", "added", "p99, bare", "monitored"),
+    *("server's thread", "monitor's thread"),
+)
 BLOCK = 20  # responses without a pause
 
 
@@ -87,31 +93,38 @@ async def seconds(app) -> float:
     return time.perf_counter() - began
 
 
+def processor_seconds() -> np.ndarray:
+    """Of this thread, and of all others of the process."""
+    own = time.thread_time()
+    return np.array([own, time.process_time() - own])
+
+
 class Times(NamedTuple):
     """Of an application's responses, in milliseconds."""
 
     median: float
     p99: float
-    processor: float  # of all threads, per response
+    server: float  # processor time of the thread that answers, per response
+    others: float  # and of all others
 
 
 async def compare(bare, monitored, responses: int) -> tuple[Times, Times]:
     """Both in turn, in blocks of responses without a pause, so that what the monitor's own thread
     does meanwhile delays the monitored ones. A block ends when that thread is done."""
     taken = {app: [] for app in (bare, monitored)}
-    busy = dict.fromkeys(taken, 0.0)
+    busy = {app: np.zeros(2) for app in taken}
     for block in range(responses // BLOCK + 1):
         for app in (bare, monitored) if block % 2 else (monitored, bare):
-            began = time.process_time()
+            began = processor_seconds()
             times = [await seconds(app) for _ in range(BLOCK)]
             monitored.settle()
             if block:  # the first one warms up
-                busy[app] += time.process_time() - began
+                busy[app] += processor_seconds() - began
                 taken[app] += times
 
     def of(app):
         cuts = statistics.quantiles(taken[app], n=100, method="inclusive")
-        return Times(cuts[49] * 1e3, cuts[98] * 1e3, busy[app] / len(taken[app]) * 1e3)
+        return Times(cuts[49] * 1e3, cuts[98] * 1e3, *(busy[app] / len(taken[app]) * 1e3))
 
     return of(bare), of(monitored)
 
@@ -123,8 +136,7 @@ def main() -> None:
     logging.getLogger("rljax.monitor").setLevel(logging.CRITICAL)
     print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     print(f"{options.responses} responses of each kind, milliseconds\n")
-    print("| response | median, bare | monitored | added | p99, bare | monitored | processor |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| response | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(CONFIG)
@@ -134,7 +146,7 @@ def main() -> None:
                 compare(app, LengthMonitor(app, config=config), options.responses)
             )
             figures = (bare.median, on.median, on.median - bare.median, bare.p99, on.p99)
-            figures += (on.processor - bare.processor,)
+            figures += (on.server - bare.server, on.others - bare.others)
             print(f"| {name} | {' | '.join(f'{value:.3f}' for value in figures)} |", flush=True)
 
 

@@ -73,7 +73,7 @@ def policy_of(tree: Mapping[str, Any]) -> LengthPolicy:
     rules.check_band(**given)
     sampling = tree.get("sampling")
     known = given | (
-        {"budget_tokens": _number(sampling["max_tokens"], "sampling.max_tokens")}
+        {"budget_tokens": _number(sampling["max_tokens"], "sampling.max_tokens", whole=True)}
         if isinstance(sampling, Mapping) and sampling.get("max_tokens") is not None
         else {}
     )
@@ -150,12 +150,16 @@ def _keywords(
 ) -> dict[str, Any]:
     """Numbers for the keywords of ``fn``: those given, and from ``known`` those without default."""
     parameters = inspect.signature(fn).parameters
+    found = {}
     for key, value in given.items():
         if key not in parameters:
             raise UserError(f'{where}: unknown key "{key}"; {nearest(key, parameters)}')
-        if value is None and type(None) not in get_args(parameters[key].annotation):
-            raise UserError(f"{where}.{key}: a number is needed, got null")
-    found = {key: _number(value, f"{where}.{key}") for key, value in given.items()}
+        kind = parameters[key].annotation
+        kinds = get_args(kind) or (kind,)
+        if value is None and type(None) in kinds:
+            found[key] = None
+        else:
+            found[key] = _number(value, f"{where}.{key}", whole=float not in kinds)
     for key, parameter in parameters.items():
         if key not in found and parameter.default is parameter.empty:
             if key not in known:
@@ -164,12 +168,12 @@ def _keywords(
     return found
 
 
-def _number(value: Any, where: str) -> float | None:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise UserError(f"{where}: a number is needed, got {value!r}") from error
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{where}: a number is needed, got {value!r}")
-    return value
+def _number(value: Any, where: str, *, whole: bool) -> float:
+    try:
+        number = float(value)  # YAML may have it as text
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or (whole and not number.is_integer()):
+        needed = "a whole number" if whole else "a number"
+        raise UserError(f"{where}: {needed} is needed, got {value!r}")
+    return int(number) if whole else number

@@ -77,6 +77,14 @@ def test_what_a_response_alone_does_not_tell_is_left_out_and_named(node, why):
     assert why in found.left_out["some"]
 
 
+def test_numbers_are_taken_as_training_takes_them():
+    found = policy({"x": {"fn": "length_band", "weight": "0.4", "scale_tokens": 2.0}})
+    np.testing.assert_allclose(found.cost(LENGTHS, TRUNCATED), [0.1, 0, 0, 0.4, 0.4])
+    band = policy(None, length={"min_tokens": 2.0, "max_tokens": "5"})[:2]
+    assert band == (2, 5)
+    assert [type(edge) for edge in band] == [int, int]
+
+
 def test_no_shaping_costs_nothing():
     for stages in (None, False, {}, {"length": None}, {"length": False}):
         found = policy(stages)
@@ -90,8 +98,10 @@ def test_no_shaping_costs_nothing():
         ({"length": {"min_tokens": 3}}, 'length: the key "max_tokens" is missing'),
         ({"length": {"min_tokens": 3, "max_tokens": 2}}, "0 <= min_tokens <= max_tokens"),
         ({"length": BAND | {"max_token": 4}}, 'did you mean "max_tokens"'),
-        ({"length": BAND | {"max_tokens": None}}, "length.max_tokens: a number is needed"),
-        ({"length": BAND | {"max_tokens": True}}, "length.max_tokens: a number is needed"),
+        ({"length": BAND | {"max_tokens": None}}, "length.max_tokens: a whole number is needed"),
+        ({"length": BAND | {"max_tokens": True}}, "length.max_tokens: a whole number is needed"),
+        ({"length": BAND | {"max_tokens": 5.5}}, "length.max_tokens: a whole number is needed"),
+        ({"length": BAND, "sampling": {"max_tokens": "x"}}, "sampling.max_tokens: a whole number"),
         ({"shaping": {"x": {"fn": "length_band", "weigth": 1}}}, 'did you mean "weight"'),
         ({"shaping": {"x": {"fn": "length_band", "weight": "big"}}}, "shaping.x.weight: a number"),
         ({"shaping": {"x": {"fn": "length_band", "weight": None}}}, "shaping.x.weight: a number"),

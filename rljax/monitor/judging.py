@@ -122,7 +122,7 @@ class Judge:
             " and ".join(record["violated"]),
             record["min_tokens"],
             record["max_tokens"],
-            redact(f"model {record['model']}, {record['id']}, choice {record['index']}"),
+            redact(f"model {record['model']!r}, id {record['id']!r}, choice {record['index']}"),
             more,
         )
         self._warned, self._held_back = now, 0

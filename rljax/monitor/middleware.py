@@ -28,7 +28,7 @@ OFF = ("", "off", "none")
 CONFIG, TOKENIZER, LOG, TEXT, SCRAPED = (
     f"RLJAX_MONITOR_{name}" for name in ("CONFIG", "TOKENIZER", "LOG", "TEXT", "METRICS")
 )
-BATCH_BYTES = 2**18  # of a stream, that are read at once
+BATCH_PARTS = 1024  # of a response, that are read at once
 MOST_WAITING = 512  # batches and responses; one more is let go unread
 
 logger = logging.getLogger("rljax.monitor")
@@ -168,21 +168,18 @@ class Watch:
         self._judge, self._submit, self._path, self._send = judge, submit, path, send
         self._reader: Reader | None = None  # None: there is nothing to be judged
         self._batch: list[bytes] = []
-        self._size = 0
         self._whole = self._lost = False
 
     def send(self, message: Message) -> Awaitable[None]:
         """The application's ``send``. No coroutine of its own, which every token would pay for."""
         try:
-            if message["type"] == "http.response.start":
+            if self._reader is None or message["type"] != "http.response.body":
                 self._begin(message)
-            elif self._reader is not None and message["type"] == "http.response.body":
-                body = message.get("body", b"")
-                self._batch.append(body)
-                self._size += len(body)
-                if not message.get("more_body", False):
+            else:
+                self._batch.append(message.get("body", b""))
+                if not message.get("more_body"):
                     self._whole = True
-                elif self._size > BATCH_BYTES:
+                elif len(self._batch) >= BATCH_PARTS:
                     self._hand_over()
         except Exception as error:
             self._fail(error)
@@ -202,7 +199,8 @@ class Watch:
             self._fail(error)
 
     def _begin(self, message: Message) -> None:
-        if not 200 <= message["status"] < 300:
+        """What the head of a response tells, if it is one."""
+        if message["type"] != "http.response.start" or not 200 <= message["status"] < 300:
             return
         headers = {bytes(name).lower(): value for name, value in message.get("headers", ())}
         self._reader = Reader(
@@ -212,7 +210,7 @@ class Watch:
         )
 
     def _hand_over(self) -> None:
-        batch, self._batch, self._size = self._batch, [], 0
+        batch, self._batch = self._batch, []
         if batch and not self._lost:
             self._lost = not self._submit(self._reader.feed, batch)
 

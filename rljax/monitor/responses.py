@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MOST_BODY = 2**24  # bytes of a response that is read whole; more is not measured
+MOST_NAME = 200  # characters of an id, which a client may have chosen, and of a model's name
 AT_ONCE = 16  # events that are parsed before other threads get their turn
 FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')  # in no JSON string: its quotes are escaped
 ENDS = ("stop", "length", "tool_calls", "function_call")  # reasons of a whole completion
@@ -101,7 +102,8 @@ def _told(objects: Iterator[dict[str, Any]] | list[dict[str, Any]], texts: bool)
     not_text: set[int] = set()
     usage, name, model = None, "", ""
     for told in objects:
-        name, model = str(told.get("id") or name), str(told.get("model") or model)
+        name = str(told.get("id") or name)[:MOST_NAME]
+        model = str(told.get("model") or model)[:MOST_NAME]
         usage = (told.get("usage") or {}).get("completion_tokens", usage)
         for choice in told.get("choices") or ():
             index, reason = choice.get("index", 0), choice.get("finish_reason")

@@ -53,7 +53,7 @@ class Tally:
         self._policy, self._window = policy, window
         # A histogram counts up to an edge, that included: the band lies between these two.
         band = {policy.min_tokens - 1, policy.max_tokens}
-        self.edges = sorted({2**power for power in range(16)} | {e for e in band if e > 0})
+        self.edges = sorted({2**power for power in range(16)} | {e for e in band if e >= 0})
         self._models: dict[str, Counted] = {}
         self.unmeasured = dict.fromkeys(UNMEASURED, 0)
         self.errors = 0

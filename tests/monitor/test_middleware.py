@@ -307,7 +307,8 @@ def test_violations_are_logged_but_not_one_by_one(config, told, monkeypatch):
     monitor.settle()
     _, first, second = told()
     assert first == (
-        "rljax: a response of 9 tokens is long: the band is 3 to 6 (model m, cmpl-1, choice 0)"
+        "rljax: a response of 9 tokens is long: the band is 3 to 6 "
+        "(model 'm', id 'cmpl-1', choice 0)"
     )
     assert second == f"{first}; 3 more since the last such line"
 
@@ -335,6 +336,16 @@ def test_the_log_has_every_violation_and_no_text_unless_asked(config, tmp_path, 
         responses = [record.get("response") for record in both]
         expected = ["né [MY_TOKEN] 0", "né [MY_TOKEN] 1"] if text else [None, None]
         assert responses == expected
+
+
+def test_an_id_of_the_clients_own_is_told_on_one_line(config, told):
+    own = json.dumps("x\n\x1b[2J" + "y" * 5000).encode()
+    sent = messages([answer(9).replace(b'"cmpl-1"', own)])
+    judged(config, sent)
+    warning = told()[-1]
+    assert r"id 'x\n\x1b[2Jyyy" in warning
+    assert warning.isprintable()
+    assert len(warning) < 400
 
 
 def test_a_log_that_cannot_be_written_is_told_of_once(config, told):
@@ -394,7 +405,7 @@ def test_what_it_has_no_time_for_is_let_go(config, monkeypatch):
 
 
 def test_streams_are_read_in_batches_and_one_that_is_lost_is_not_judged(config, monkeypatch):
-    monkeypatch.setattr(middleware, "BATCH_BYTES", 100)
+    monkeypatch.setattr(middleware, "BATCH_PARTS", 3)
     parts = cut(stream_of(events_of([["a"] * 9], ["stop"], usage=10)), range(0, 2000, 60))
     assert judged(config, messages(parts, SSE))["rljax_length_mean"] == 10
     monkeypatch.setattr(middleware.LengthMonitor, "_submit", lambda self, task, *args: False)
