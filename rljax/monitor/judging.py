@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from rljax.errors import UserError
 from rljax.host.metrics import json_text
@@ -38,7 +39,7 @@ class Judge:
     ):
         """``log``: a file for violations. ``text``: whether it gets the responses' texts too."""
         self._policy, self._count_tokens, self._text = policy, count_tokens, text
-        self.keeps_text = text or count_tokens is not None
+        self.keeps_text = (text and log is not None) or count_tokens is not None
         self.tally = Tally(policy, window)
         self._file = None if log is None else _Lines(Path(log))
         self._warned, self._held_back = -QUIET_SECONDS, 0
@@ -57,36 +58,30 @@ class Judge:
             self.tally.unmeasured["unfinished"] += 1
             return
         lengths, source = self._lengths(reader, told)
+        violations = []
         for completion, length in zip(told.completions, lengths, strict=True):
             if length is None:
-                self.tally.unmeasured["uncounted"] += 1
-                if not self._told_uncounted:
-                    self._told_uncounted = True
-                    logger.warning(UNCOUNTED)
+                self._uncounted()
                 continue
             truncated = completion.reason == "length"
             violated, cost = self.tally.add(told.model, length, truncated)
-            if not violated:
-                continue
-            record = {
-                "event": "length_violation",
-                "violated": violated,
-                "length_tokens": length,
-                "min_tokens": self._policy.min_tokens,
-                "max_tokens": self._policy.max_tokens,
-                "length_cost": cost,
-                "finish_reason": completion.reason,
-                "counted_by": source,
-                "model": told.model,
-                "path": path,
-                "id": told.id,
-                "index": completion.index,
-            }
-            self._warn(record)
-            if self._file is not None:
-                if self._text:
-                    record["response"] = _texts(reader).get(completion.index)
-                self._file.write(record)
+            if violated:
+                record = {
+                    "event": "length_violation",
+                    "violated": violated,
+                    "length_tokens": length,
+                    "min_tokens": self._policy.min_tokens,
+                    "max_tokens": self._policy.max_tokens,
+                    "length_cost": cost,
+                    "finish_reason": completion.reason,
+                    "counted_by": source,
+                    "model": told.model,
+                    "path": path,
+                    "id": told.id,
+                    "index": completion.index,
+                }
+                violations.append(record)
+        self._tell(violations, reader)
 
     def failed(self, error: Exception) -> None:
         """Counts a fault of the monitor itself; the first is logged."""
@@ -109,7 +104,23 @@ class Judge:
         tokens = {one.index: count + one.by_eos for one, count in zip(found, counts, strict=True)}
         return [tokens.get(one.index) for one in told.completions], "tokenizer"
 
-    def _warn(self, record: dict) -> None:
+    def _uncounted(self) -> None:
+        self.tally.unmeasured["uncounted"] += 1
+        if not self._told_uncounted:
+            self._told_uncounted = True
+            logger.warning(UNCOUNTED)
+
+    def _tell(self, violations: list[dict[str, Any]], reader: Reader) -> None:
+        """Of the completions in one response."""
+        written = self._file is not None and bool(violations)
+        texts = _texts(reader) if written and self._text else {}
+        for record in violations:
+            self._warn(record)
+            if written:
+                text = {"response": texts.get(record["index"])} if self._text else {}
+                self._file.write(record | text)
+
+    def _warn(self, record: dict[str, Any]) -> None:
         """At most one line per ``QUIET_SECONDS``, which counts those held back before it."""
         now = time.monotonic()
         if now - self._warned < QUIET_SECONDS:
@@ -147,7 +158,7 @@ class _Lines:
         except OSError as error:
             raise UserError(f"cannot write to the log {path}: {error.strerror}") from error
 
-    def write(self, record: dict) -> None:
+    def write(self, record: dict[str, Any]) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         try:
             self._file.write(f"{json_text(redacted({'time': now, **record}))}\n".encode())

@@ -1,6 +1,8 @@
 """The middleware in real servers of three kinds, asked by OpenAI's client and by bare sockets."""
 
 import contextlib
+import importlib
+import inspect
 import json
 import socket
 import threading
@@ -225,6 +227,20 @@ def test_a_client_that_goes_away_is_no_response(tmp_path):
         with client, client.chat.completions.create(**asked, **CHAT) as stream:
             assert next(iter(stream)).model == "m"
         check_counts(port, {'rljax_unmeasured_responses_total{reason="unfinished"}': 1})
+
+
+def test_it_is_loaded_by_its_name_and_configured_by_the_environment(tmp_path, monkeypatch):
+    """As by ``vllm serve --middleware``: a class is added to the application, with no keywords."""
+    (tmp_path / "config.yaml").write_text("length: {min_tokens: 3, max_tokens: 6}")
+    monkeypatch.setenv("RLJAX_MONITOR_CONFIG", str(tmp_path))
+    module, _, name = "rljax.monitor.LengthMonitor".rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    assert inspect.isclass(found)
+    app = with_fastapi()
+    app.add_middleware(found)
+    with serving(app) as port:
+        exchange(port, PATHS[0], {"model": "m", "max_tokens": 4, **TEXT})
+        check_counts(port, {"rljax_responses_total": 1})
 
 
 def test_a_wrong_config_refuses_the_start_of_a_server(tmp_path):
