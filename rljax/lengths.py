@@ -71,6 +71,40 @@ def overlong_cost(
     return penalty * xp.clip(over, 0.0, 1.0).astype(xp.float32)
 
 
+def band_scale(
+    min_tokens: float,
+    max_tokens: float,
+    scale_tokens: float | None,
+    cap: float | None,
+) -> float:
+    """The distance in tokens that costs one weight: by default the width of the band.
+
+    Raises ``UserError`` for a band, a scale or a cap that cannot be one.
+    """
+    check_band(min_tokens, max_tokens)
+    scale = max(max_tokens - min_tokens, 1.0) if scale_tokens is None else scale_tokens
+    if scale <= 0 or (cap is not None and cap <= 0):
+        raise UserError(
+            "length_band: scale_tokens and cap must be positive, or null; "
+            f"got {scale_tokens}, {cap}"
+        )
+    return scale
+
+
+def overlong_buffer(budget_tokens: int, buffer_tokens: int | None, penalty: float) -> int:
+    """The last tokens of the budget, over which the cost rises: by default a fifth of it.
+
+    Raises ``UserError`` for a buffer that the budget does not hold, or a penalty that is none.
+    """
+    buffer = max(budget_tokens // 5, 1) if buffer_tokens is None else buffer_tokens
+    if not 0 < buffer <= budget_tokens or penalty <= 0:
+        raise UserError(
+            "soft_overlong: needs 0 < buffer_tokens <= budget_tokens and penalty > 0; "
+            f"got {buffer_tokens}, {budget_tokens}, {penalty}"
+        )
+    return buffer
+
+
 def length_figures(
     lengths: Int[Any, " B"],
     truncated: Bool[Any, " B"],

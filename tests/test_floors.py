@@ -11,10 +11,10 @@ FLOORS = [
     {"grouped", "health", "kl", "lengths", "masked", "metrics", "resolve", "signatures"}
     | {"sharding", "trees", "yaml_text"},
     {"config_file"},
-    {"losses", "advantages", "rewards", "shaping", "models"},
+    {"length_policy", "losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},
-    {"analysis", "config"},
+    {"analysis", "config", "monitor"},
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from rljax.errors import UserError
-from rljax.lengths import band_cost, check_band, length_figures
+from rljax.lengths import band_cost, band_scale, check_band, length_figures
 from rljax.masked import masked_mean
 from rljax.shaping.control import as_controller, follow
 from rljax.shaping.scale import RunningScale, bound_to_reward, init_scale
@@ -53,12 +53,10 @@ def length_band(
         )
     weight_control, max_control = as_controller(weight), as_controller(max_tokens)
     configured_max = float(max_control.value(max_control.init()))
-    check_band(min_tokens, configured_max)
-    scale = max(configured_max - min_tokens, 1.0) if scale_tokens is None else scale_tokens
-    if min(scale, *(1.0 if x is None else x for x in (cap, relative_to_reward))) <= 0:
+    scale = band_scale(min_tokens, configured_max, scale_tokens, cap)
+    if relative_to_reward is not None and relative_to_reward <= 0:
         raise UserError(
-            "length_band: scale_tokens, cap and relative_to_reward must be positive, or null; "
-            f"got {scale_tokens}, {cap}, {relative_to_reward}"
+            f"length_band: relative_to_reward must be positive, or null; got {relative_to_reward}"
         )
 
     def init() -> BandState:

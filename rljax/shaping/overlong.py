@@ -2,8 +2,7 @@
 
 import jax.numpy as jnp
 
-from rljax.errors import UserError
-from rljax.lengths import overlong_cost
+from rljax.lengths import overlong_buffer, overlong_cost
 from rljax.shaping.terms import charge, check_positive
 from rljax.types import Rewards, Rollout, State, Transform
 
@@ -29,12 +28,7 @@ def soft_overlong(
 
     Metric: ``length_penalty_mean``. Source: DAPO, Yu et al. 2025, arXiv 2503.14476, eq. 13.
     """
-    buffer = max(budget_tokens // 5, 1) if buffer_tokens is None else buffer_tokens
-    if not 0 < buffer <= budget_tokens or penalty <= 0:
-        raise UserError(
-            "soft_overlong: needs 0 < buffer_tokens <= budget_tokens and penalty > 0; "
-            f"got {buffer_tokens}, {budget_tokens}, {penalty}"
-        )
+    buffer = overlong_buffer(budget_tokens, buffer_tokens, penalty)
 
     def apply(rewards: Rewards, state: State, rollout: Rollout):
         cost = overlong_cost(rollout.lengths, budget_tokens, buffer, penalty)
