@@ -14,6 +14,7 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax doctor MODEL
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax verify RUN
+       rljax serve RUN|FOLDER|HUB_ID [--step N | --best] [--port N] [--rows N] [...]
        rljax --version
 
 launch  train a language model
@@ -22,9 +23,10 @@ eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
 verify  check the checkpoints and records of a run
+serve   answer over OpenAI's API, for trying a policy
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "serve")
 
 
 def main() -> int:

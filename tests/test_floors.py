@@ -14,7 +14,7 @@ FLOORS = [
     {"losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},
-    {"config"},
+    {"config", "endpoint"},
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"finish", "fork"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "verify"},
+    {"eval", "plan", "serve", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

@@ -107,8 +107,8 @@ def test_rows_with_settings_of_their_own():
         return {name: jnp.array([s.get(name, none[name]) for s in settings]) for name in none}
 
     together = jax.jit(filter_rows)(logits, **of(settings))
-    for row, given, keywords in zip(together, logits, settings, strict=True):
-        np.testing.assert_array_equal(row, make_filter(**keywords)(given))
+    for row, alone, keywords in zip(together, logits, settings, strict=True):
+        np.testing.assert_array_equal(row, make_filter(**keywords)(alone))
     unlimited = filter_rows(logits, **of([{}] * len(settings)))
     np.testing.assert_array_equal(unlimited, logits)
 
