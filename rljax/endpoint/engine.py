@@ -23,7 +23,7 @@ from rljax.endpoint.table import MOST_STEPS, Drawn, RowSettings, make_programs
 from rljax.host.secrets import say
 from rljax.types import Model, Params
 
-LEAST_WIDTH, LEAST_COLUMNS, FACTOR = 64, 256, 4  # of the sizes that programs are compiled for
+FACTOR = 4  # between the sizes that programs are compiled for
 DELIVER_SECONDS = 0.1  # how often streams get something, at least, if a token takes no longer
 STOP_SECONDS = 60.0  # that a call of a program may take to return
 
@@ -58,9 +58,18 @@ class Engine:
         *,
         rows: int = 16,
         most_waiting: int = 256,
+        least_prompt: int = 64,
+        least_columns: int = 256,
         told: Callable[[str], None] = lambda text: None,
     ):
-        """``most_waiting``: responses, for one of the ``rows``; ``told``: of what takes long."""
+        """
+        Args:
+          rows: responses at once.
+          most_waiting: responses, for one of these.
+          least_prompt: tokens of the prompts that the smallest of some programs is for.
+          least_columns: of the table that the smallest of the others is for.
+          told: is told what takes long.
+        """
         self._params, self._mesh = policy.params, policy.mesh
         self.rows, self._told = rows, told
         self._most = rows + most_waiting
@@ -68,10 +77,14 @@ class Engine:
         self._tokenizer = copy.deepcopy(policy.tokenizer)
         self._eos = frozenset(policy.eos_ids)
         self._programs = make_programs(
-            policy.model, vocabulary=policy.vocabulary, rows=rows, eos_ids=policy.eos_ids
+            policy.model,
+            policy.mesh,
+            vocabulary=policy.vocabulary,
+            rows=rows,
+            eos_ids=policy.eos_ids,
         )
-        self._widths = sizes(LEAST_WIDTH, policy.max_prompt_tokens)
-        self._columns = sizes(LEAST_COLUMNS, policy.max_prompt_tokens + policy.max_tokens)
+        self._widths = sizes(least_prompt, policy.max_prompt_tokens)
+        self._columns = sizes(least_columns, policy.max_prompt_tokens + policy.max_tokens)
         self._inbox: queue.SimpleQueue[list[Response] | None] = queue.SimpleQueue()
         self._open, self._lock = 0, threading.Lock()  # responses that are not done
         self._stopping = False

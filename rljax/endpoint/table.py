@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rljax.models import extend_cache
 from rljax.sampling import filter_rows
 from rljax.sampling.sampler import CACHE, draw, feed, prefill, settle
-from rljax.sharding import SAMPLING, lay
+from rljax.sharding import SAMPLING, partition_spec
 from rljax.types import Array, Cache, Model, Params
 
 MOST_ALTERNATIVES = 20  # tokens that are told beside the one that was drawn
@@ -77,36 +78,59 @@ class Programs(NamedTuple):
     decode: Callable[..., tuple[Table, Drawn]]  # (params, table, settings, column, steps)
 
 
-def make_programs(model: Model, *, vocabulary: int, rows: int, eos_ids: Sequence[int]) -> Programs:
-    """The programs for a table of ``rows`` rows and the logits of ``vocabulary`` tokens."""
+def make_programs(
+    model: Model, mesh: Mesh, *, vocabulary: int, rows: int, eos_ids: Sequence[int]
+) -> Programs:
+    """The programs for a table of ``rows`` rows and the logits of ``vocabulary`` tokens.
+
+    Each gives the table where the others take it, so that none is compiled for other places.
+    """
+    empty = functools.partial(_empty, model, vocabulary, rows)
+    with jax.set_mesh(mesh):
+        places = _places(jax.eval_shape(lambda: empty(1)), mesh)
     return Programs(
         settle=jax.jit(functools.partial(settle, model)),
-        empty=jax.jit(functools.partial(_empty, model, vocabulary, rows), static_argnums=0),
-        widen=jax.jit(_widen, static_argnums=1),
-        shift=jax.jit(_shift, donate_argnums=0),
+        empty=jax.jit(empty, static_argnums=0, out_shardings=places),
+        widen=jax.jit(_widen, static_argnums=1, out_shardings=places),
+        shift=jax.jit(_shift, donate_argnums=0, out_shardings=places),
         prefill=jax.jit(functools.partial(prefill, model)),
-        place=jax.jit(_place, donate_argnums=0),
-        decode=jax.jit(functools.partial(_decode, model, tuple(eos_ids)), donate_argnums=1),
+        place=jax.jit(_place, donate_argnums=0, out_shardings=places),
+        decode=jax.jit(
+            functools.partial(_decode, model, tuple(eos_ids)),
+            donate_argnums=1,
+            out_shardings=(places, None),
+        ),
     )
+
+
+def _places(table: Table, mesh: Mesh) -> Table:
+    """Where the arrays of a table lie, however many columns it has."""
+
+    def place(array, axes):
+        return NamedSharding(mesh, partition_spec(axes, array.shape, mesh, SAMPLING))
+
+    rows = ("rows", None)
+    cache = jax.tree.map(lambda array: place(array, CACHE), table.cache)
+    return Table(place(table.visible, rows), place(table.logits, rows), cache)
 
 
 def _empty(model: Model, vocabulary: int, rows: int, columns: int) -> Table:
     cache = model.init_cache(rows, columns)
-    return _laid(Table(jnp.zeros((rows, columns), bool), jnp.zeros((rows, vocabulary)), cache))
+    return Table(jnp.zeros((rows, columns), bool), jnp.zeros((rows, vocabulary)), cache)
 
 
 def _widen(table: Table, columns: int) -> Table:
     """With columns on the right, ``columns`` in all."""
     more = columns - table.visible.shape[1]
     visible = jnp.pad(table.visible, [(0, 0), (0, more)])
-    return _laid(Table(visible, table.logits, extend_cache(table.cache, more, 1)))
+    return Table(visible, table.logits, extend_cache(table.cache, more, 1))
 
 
 def _shift(table: Table, by) -> Table:
     """Every column ``by`` further to the right; those at the end, of which no row that draws may
     have any, come to stand at the beginning."""
     cache = jax.tree.map(lambda x: jnp.roll(x, by, axis=3), table.cache)
-    return _laid(Table(jnp.roll(table.visible, by, axis=1), table.logits, cache))
+    return Table(jnp.roll(table.visible, by, axis=1), table.logits, cache)
 
 
 def _place(table: Table, logits, cache: Cache, mask, rows, column) -> Table:
@@ -121,12 +145,10 @@ def _place(table: Table, logits, cache: Cache, mask, rows, column) -> Table:
         return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=3)
 
     own = jax.lax.dynamic_update_slice(jnp.zeros_like(table.visible[:1]), mask, (0, start))
-    return _laid(
-        Table(
-            visible=jnp.where(rows[:, None], own, table.visible),
-            logits=jnp.where(rows[:, None], logits, table.logits),
-            cache=jax.tree.map(put, table.cache, cache),
-        )
+    return Table(
+        visible=jnp.where(rows[:, None], own, table.visible),
+        logits=jnp.where(rows[:, None], logits, table.logits),
+        cache=jax.tree.map(put, table.cache, cache),
     )
 
 
@@ -190,11 +212,4 @@ def _decode(
         return Table(visible, logits, cache), drawn, left
 
     table, drawn, _ = jax.lax.while_loop(proceed, step, (table, nothing, settings.left))
-    return _laid(table), drawn
-
-
-def _laid(table: Table) -> Table:
-    """Where every program gives and takes it, so that none is compiled for other places."""
-    rows = ("rows", None)
-    cache = jax.tree.map(lambda x: lay(x, CACHE, SAMPLING), table.cache)
-    return Table(lay(table.visible, rows), lay(table.logits, rows), cache)
+    return table, drawn
