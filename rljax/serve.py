@@ -321,7 +321,8 @@ def _server() -> tuple[Any, Any]:
         from rljax.endpoint.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(
-            f"serving needs {error.name}, which is not installed: pip install 'rljax[serve]'"
+            f"serving needs {error.name.partition('.')[0]}, which is not installed: "
+            "pip install 'rljax[serve]'"
         ) from error
     return uvicorn, make_app
 
@@ -352,8 +353,10 @@ def _is_loopback(address: str) -> bool:
 def _run(uvicorn, app, listening: socket.socket) -> int:
     """Serves until a signal comes, and then until what is under way has ended, or a while."""
     came: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):  # which uvicorn raises once more at its end
-        signal.signal(number, lambda number, _: came.append(number))
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)  # which uvicorn raises again at its end
+    }
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -364,6 +367,8 @@ def _run(uvicorn, app, listening: socket.socket) -> int:
         timeout_graceful_shutdown=PATIENT_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listening])
+    for number, handler in before.items():
+        signal.signal(number, handler)
     interrupted = signal.SIGINT in came
     say("interrupted" if interrupted else "terminated")
     return INTERRUPTED if interrupted else 0
