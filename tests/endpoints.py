@@ -11,7 +11,7 @@ from folders import TURNS, write_folder
 
 from rljax.endpoint.app import make_app
 from rljax.endpoint.engine import Engine
-from rljax.serve import find_policy, limited
+from rljax.policies import find_policy, limited
 from rljax.sharding import make_mesh
 from rljax.tasks import character_tokenizer
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"checks"},
     {"planning"},
     {"ahead", "describe", "doctor", "evaluator", "export", "folder", "starts"},
-    {"finish", "fork"},
+    {"finish", "fork", "policies"},
     {"run"},
     {"launch"},
     {"eval", "plan", "serve", "verify"},

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from rljax.endpoint.responses import Deliver, Delta, Job, Response, Sampling, Token, finite
 from rljax.endpoint.table import MOST_STEPS, Drawn, RowSettings, make_programs
+from rljax.errors import UserError
 from rljax.host.secrets import say
 from rljax.types import Model, Params
 
@@ -94,9 +95,13 @@ class Engine:
     # ---- from other threads
 
     def start(self) -> None:
-        """Returns when all is compiled. Raises what kept it from that."""
+        """Returns when all is compiled. Raises what kept it from that, ``UserError`` if it was the
+        devices."""
         self._thread.start()
         self._ready.wait()
+        if isinstance(self._fault, jax.errors.JaxRuntimeError):
+            said = " ".join(str(self._fault).split())
+            raise UserError(f"the devices refuse; fewer rows or tokens may fit: {said}")
         if self._fault is not None:
             raise self._fault
 

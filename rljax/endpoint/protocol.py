@@ -50,6 +50,11 @@ NO_SUPPORT = {  # what would change the answer, and the values that would not
     "use_beam_search": (False,),
 }
 
+KINDS = {  # of fields that take several
+    "prompt": "text, token ids, or a list of either",
+    "stop": "text, or a list of up to 4 texts",
+}
+
 
 class ApiError(Exception):
     """What a client gets instead of an answer."""
@@ -144,7 +149,7 @@ def read_request(text: bytes, serving: Serving, *, chat: bool) -> Asked:
     try:
         body = (_Chat if chat else _Completion).model_validate(given)
     except ValidationError as error:
-        raise _first_of(error) from error
+        raise _first_of(error, given) from error
     if body.model not in (None, serving.model):
         raise ApiError(
             404,
@@ -174,6 +179,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
 
     try:
         given = json.loads(text, parse_constant=refuse)
+        json.dumps(given, ensure_ascii=False).encode("utf-8")  # fails for half a character
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(given, dict):
@@ -181,9 +187,8 @@ def _read_json(text: bytes) -> dict[str, Any]:
     return given
 
 
-def _first_of(error: ValidationError) -> ApiError:
-    """What pydantic says of the first fault, in one line. Of a union the last kind is told, but
-    for a value of the right type."""
+def _first_of(error: ValidationError, given: Mapping[str, Any]) -> ApiError:
+    """The first fault that pydantic found, in one line."""
     faults = error.errors(include_url=False)
     name = str(faults[0]["loc"][0])
     same = [fault for fault in faults if fault["loc"][0] == name]
@@ -191,6 +196,8 @@ def _first_of(error: ValidationError) -> ApiError:
     fault = (values or same)[0]
     if fault["type"] == "missing":
         return _bad(name, f"{name}: it is missing")
+    if not values and name in KINDS:
+        return _bad(name, f"{name}: {KINDS[name]} is needed, got {_shown(given.get(name))}")
     said = fault["msg"][0].lower() + fault["msg"][1:]
     where = "".join(f"[{part}]" for part in fault["loc"][1:] if isinstance(part, int))
     return _bad(name, f"{name}{where}: {said}, got {_shown(fault['input'])}")
@@ -216,7 +223,7 @@ def _sampling(body: _Body, serving: Serving, chat: bool) -> Sampling:
         max_tokens=asked or serving.max_tokens,
         seed=secrets.randbits(32) if body.seed is None else body.seed,
         temperature=drawing["temperature"],
-        top_k=max(int(drawing["top_k"]), 0),
+        top_k=min(max(int(drawing["top_k"]), 0), serving.vocabulary),
         top_p=drawing["top_p"],
         min_p=drawing["min_p"],
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 from endpoints import ROWS, TOKENS, engine_of
+from jax.errors import JaxRuntimeError
 
 from rljax.endpoint import engine as module
 from rljax.endpoint.engine import Engine, EngineError, OverloadedError, fitting, sizes
 from rljax.endpoint.responses import Sampling
+from rljax.errors import UserError
 from rljax.logprobs import token_logprobs
+from rljax.policies import find_policy
 from rljax.sampling import make_sampler
-from rljax.serve import find_policy
 from rljax.sharding import make_mesh
 from rljax.types import Prompts
 
@@ -203,12 +205,17 @@ def test_stopping_ends_what_is_under_way(folder, monkeypatch):
     assert not engine.alive
 
 
-def test_what_fails_before_the_first_request_is_raised(folder):
-    engine, _ = engine_of(folder)
-    engine._params = None
-    with pytest.raises(Exception, match=r"."):
-        engine.start()
-    assert not engine.alive
+def test_what_fails_before_the_first_request_is_raised(folder, monkeypatch):
+    for fault, kind in ((TypeError("odd"), TypeError), (JaxRuntimeError("no\nroom"), UserError)):
+
+        def fails(self, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(Engine, "_warm_up", fails)
+        engine, _ = engine_of(folder)
+        with pytest.raises(kind, match=r"odd|fewer rows or tokens may fit: no room"):
+            engine.start()
+        assert not engine.alive
 
 
 def test_sizes():

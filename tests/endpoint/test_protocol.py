@@ -55,6 +55,7 @@ def test_what_is_given_counts():
     assert completion(temperature=0).sampling.temperature == 0
     assert completion(temperature=1e-9).sampling.temperature == 0
     assert completion(top_k=-1).sampling.top_k == 0
+    assert completion(top_k=2**40).sampling.top_k == 104  # all there are
     assert completion(stop="ab").sampling.stop == ("ab",)
     assert chat(max_completion_tokens=6, max_tokens=5).sampling.max_tokens == 6
     assert chat(logprobs=True).sampling.alternatives == 0
@@ -99,12 +100,13 @@ def test_what_nobody_knows_is_passed_over():
         ({"seed": 2**32}, "seed", "should be less than 4294967296"),
         ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
         ({"stop": ""}, "stop", "at least 1 character"),
-        ({"stop": 3}, "stop", "got 3"),
+        ({"stop": 3}, "stop", "text, or a list of up to 4 texts is needed, got 3"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20, got 21"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "for stream=true"),
         ({"prompt": ""}, "prompt", "it has no tokens"),
         ({"prompt": []}, "prompt", "prompt"),
-        ({"prompt": None}, "prompt", "got null"),
+        ({"prompt": None}, "prompt", "text, token ids, or a list of either is needed, got null"),
+        ({"prompt": [1, "a"]}, "prompt", 'or a list of either is needed, got [1, "a"]'),
         ({"prompt": "1" * 17}, "prompt", "a prompt of 17 tokens; this server takes at most 16"),
         ({"prompt": [104]}, "prompt", "token ids lie in 0..103, got 104"),
         ({"prompt": "日"}, "prompt", "characters that the tokenizer does not know"),
@@ -160,7 +162,12 @@ def test_the_prompt_is_missing():
         read_request(b"{}", SERVING, chat=False)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"prompt": NaN}', b"\xff", b"[" * 100_000])
+HALF = b'{"prompt": "\\ud83d"}'
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1]", b'{"prompt": NaN}', b"\xff", b"[" * 100_000, HALF]
+)
 def test_bad_json(body):
     with pytest.raises(ApiError, match="the body") as caught:
         read_request(body, SERVING, chat=False)
