@@ -67,9 +67,9 @@ class Engine:
         Args:
           rows: responses at once.
           most_waiting: responses, for one of these.
-          least_prompt: tokens of the prompts that the smallest of some programs is for.
-          least_columns: of the table that the smallest of the others is for.
-          told: is told what takes long.
+          least_prompt: tokens of the prompts that the smallest program is for.
+          least_columns: of the table that the smallest program is for.
+          told: is called with a line on what takes long.
         """
         self._params, self._mesh = policy.params, policy.mesh
         self.rows, self._told = rows, told
@@ -170,15 +170,16 @@ class Engine:
     def _receive(self) -> bool:
         """Takes what has come, and waits for it if there is nothing else to do."""
         idle = not self._waiting and not any(self._at)
-        while True:
+        while not self._stopping:
             try:
                 responses = self._inbox.get(block=idle)
             except queue.Empty:
-                return not self._stopping
+                return True
             if responses is None:
-                return False
+                break
             self._waiting += responses
             idle = False
+        return False
 
     def _admit(self) -> None:
         """Gives free rows to those that wait longest; the responses to one prompt share its
@@ -328,7 +329,7 @@ class Engine:
     # ---- compiling
 
     def _warm_up(self) -> None:
-        """Compiles what requests will need, the sizes that most of them have first."""
+        """Compiles all that requests will need."""
         for columns in self._columns:
             with self._compiling(f"decode, {self.rows} rows of {columns} columns"):
                 table = self._programs.empty(columns)
@@ -340,9 +341,9 @@ class Engine:
                 if width < columns:
                     with self._compiling(f"prompts of {width} columns before {columns}"):
                         table = self._warm_up_prompt(table, width)
-            larger = [more for more in self._columns if more > columns]
-            for more in larger:
-                self._programs.widen(table, more)
+            for more in self._columns:
+                if more > columns:
+                    self._programs.widen(table, more)
 
     def _warm_up_prompt(self, table, width: int):
         tokens, mask = np.zeros((1, width), np.int32), np.ones((1, width), bool)

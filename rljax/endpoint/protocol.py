@@ -16,10 +16,14 @@ from rljax.errors import UserError
 MOST_RESPONSES = 128  # of a request
 LEAST_TEMPERATURE = 1e-5  # below it, the most probable token is taken
 NO_SUPPORT = {  # what would change the answer, and the values that would not
-    "audio": (),
-    "best_of": (1,),
-    "continue_final_message": (False,),
     "add_generation_prompt": (True,),
+    "add_special_tokens": (),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none",),
@@ -32,6 +36,7 @@ NO_SUPPORT = {  # what would change the answer, and the values that would not
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "logit_bias": ({},),
+    "logits_processors": ([],),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
