@@ -7,11 +7,10 @@ row is free and its columns fit, and leaves it when it has ended.
 import collections
 import contextlib
 import copy
-import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +19,11 @@ from jax.sharding import Mesh
 
 from rljax.endpoint.responses import Deliver, Delta, Job, Response, Sampling, Token, finite
 from rljax.endpoint.table import MOST_STEPS, Drawn, RowSettings, make_programs
+from rljax.endpoint.warm_up import fitting, sizes, warm_up
 from rljax.errors import UserError
 from rljax.host.secrets import say
 from rljax.types import Model, Params
 
-FACTOR = 4  # between the sizes that programs are compiled for
 DELIVER_SECONDS = 0.1  # how often streams get something, at least, if a token takes no longer
 STOP_SECONDS = 60.0  # that a call of a program may take to return
 
@@ -143,7 +142,14 @@ class Engine:
             with jax.set_mesh(self._mesh):
                 self._params = self._programs.settle(self._params)
                 self._clear()
-                self._warm_up()
+                warm_up(
+                    self._programs,
+                    self._params,
+                    self.rows,
+                    self._widths,
+                    self._columns,
+                    self._compiling,
+                )
                 self._ready.set()
                 self._serve()
         except Exception as error:
@@ -166,6 +172,11 @@ class Engine:
         self._at: list[Response | None] = [None] * self.rows  # what each row draws
         self._settings = RowSettings.free(self.rows)
         self._table, self._column, self._steps = None, 0, MOST_STEPS
+
+    def _compiling(self, what: str) -> None:
+        if self._stopping:
+            raise EngineError("the server is stopping")
+        self._told(f"compiling: {what} …")
 
     def _receive(self) -> bool:
         """Takes what has come, and waits for it if there is nothing else to do."""
@@ -325,54 +336,6 @@ class Engine:
         self._done(len(lost))
         for job in {id(response.job): response.job for response in lost}.values():
             self._deliver(job, error)
-
-    # ---- compiling
-
-    def _warm_up(self) -> None:
-        """Compiles all that requests will need."""
-        for columns in self._columns:
-            with self._compiling(f"decode, {self.rows} rows of {columns} columns"):
-                table = self._programs.empty(columns)
-                settings, zero = RowSettings.free(self.rows), np.int32(0)
-                table, drawn = self._programs.decode(self._params, table, settings, zero, zero)
-                table = self._programs.shift(table, zero)
-                jax.block_until_ready(drawn)
-            for width in self._widths:
-                if width < columns:
-                    with self._compiling(f"prompts of {width} columns before {columns}"):
-                        table = self._warm_up_prompt(table, width)
-            for more in self._columns:
-                if more > columns:
-                    self._programs.widen(table, more)
-
-    def _warm_up_prompt(self, table, width: int):
-        tokens, mask = np.zeros((1, width), np.int32), np.ones((1, width), bool)
-        logits, cache = self._programs.prefill(self._params, tokens, mask)
-        nowhere = np.zeros(self.rows, bool)
-        table = self._programs.place(table, logits, cache, mask, nowhere, np.int32(width))
-        return jax.block_until_ready(table)
-
-    @contextlib.contextmanager
-    def _compiling(self, what: str) -> Iterator[None]:
-        if self._stopping:
-            raise EngineError("the server is stopping")
-        self._told(f"compiling: {what} …")
-        yield
-
-
-def sizes(least: int, most: int) -> tuple[int, ...]:
-    """The sizes that programs are compiled for.
-
-    >>> sizes(64, 1000), sizes(64, 8)
-    ((64, 256, 1000), (8,))
-    """
-    count = max(math.ceil(math.log(most / least, FACTOR)), 0)
-    return (*(least * FACTOR**i for i in range(count)), most)
-
-
-def fitting(sizes: Sequence[int], needed: int) -> int:
-    """The smallest size that is no less than ``needed``."""
-    return next(size for size in sizes if size >= needed)
 
 
 def _alike(one: Response, other: Response) -> bool:

@@ -10,7 +10,7 @@ from endpoints import ROWS, TOKENS, engine_of
 from jax.errors import JaxRuntimeError
 
 from rljax.endpoint import engine as module
-from rljax.endpoint.engine import Engine, EngineError, OverloadedError, fitting, sizes
+from rljax.endpoint.engine import Engine, EngineError, OverloadedError
 from rljax.endpoint.responses import Sampling
 from rljax.errors import UserError
 from rljax.logprobs import token_logprobs
@@ -194,7 +194,7 @@ def test_numbers_that_are_none_are_a_fault(engine, monkeypatch, capsys):
 
 def test_stopping_ends_what_is_under_way(folder, monkeypatch):
     engine, _ = engine_of(folder)
-    monkeypatch.setattr(Engine, "_warm_up", lambda self: None)
+    monkeypatch.setattr(module, "warm_up", lambda *_: None)
     monkeypatch.setattr(module, "STOP_SECONDS", 30.0)
     asked = ask(engine, [SHORT], n=ROWS + 1)
     engine._inbox.put(None)  # before the thread has taken anything else
@@ -208,19 +208,11 @@ def test_stopping_ends_what_is_under_way(folder, monkeypatch):
 def test_what_fails_before_the_first_request_is_raised(folder, monkeypatch):
     for fault, kind in ((TypeError("odd"), TypeError), (JaxRuntimeError("no\nroom"), UserError)):
 
-        def fails(self, fault=fault):
+        def fails(*_, fault=fault):
             raise fault
 
-        monkeypatch.setattr(Engine, "_warm_up", fails)
+        monkeypatch.setattr(module, "warm_up", fails)
         engine, _ = engine_of(folder)
         with pytest.raises(kind, match=r"odd|fewer rows or tokens may fit: no room"):
             engine.start()
         assert not engine.alive
-
-
-def test_sizes():
-    assert sizes(64, 1000) == (64, 256, 1000)
-    assert sizes(64, 64) == (64,)
-    assert sizes(64, 8) == (8,)
-    assert sizes(24, 48) == (24, 48)
-    assert [fitting((8, 24), n) for n in (1, 8, 9, 24)] == [8, 8, 24, 24]
