@@ -15,6 +15,7 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax verify RUN
        rljax analyze [RUN ...] [--log-dir DIR] [--metric a,b,c] [--check] [--compare] [--out DIR]
+       rljax serve RUN|FOLDER|HUB_ID [--step N | --best] [--port N] [--rows N] [...]
        rljax --version
 
 launch  train a language model
@@ -24,9 +25,10 @@ doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
 verify  check the checkpoints and records of a run
 analyze show recorded runs side by side: pictures, a report, a verdict, differences
+serve   answer over OpenAI's API, for trying a policy
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "analyze")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "analyze", "serve")
 
 
 def main() -> int:
@@ -35,7 +37,10 @@ def main() -> int:
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
-        return importlib.import_module(f"rljax.{command}").main(arguments)
+        try:
+            return importlib.import_module(f"rljax.{command}").main(arguments)
+        except KeyboardInterrupt:
+            return 130
     if command == "--version":
         print(__version__)
         return 0

@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from rljax import resolve
 from rljax.config import Config, load_config
@@ -64,6 +65,41 @@ def export_run(
     merge: bool,
 ) -> tuple[str, int]:
     """Exports from a checkpoint of a run; returns the role and the step."""
+    restored = restore_role(run, step=step, best=best, role=role, mesh=make_mesh(data=1, fsdp=-1))
+    export_role(
+        to,
+        restored.trees,
+        restored.networks,
+        restored.config,
+        restored.tokenizer,
+        eos_ids=restored.eos_ids,
+        role=restored.role,
+        dtype=dtype,
+        merge=merge,
+        details=run_details(run, restored.step),
+    )
+    return restored.role, restored.step
+
+
+class Restored(NamedTuple):
+    """A network of a run, from a checkpoint."""
+
+    config: Config
+    networks: Networks
+    role: str
+    trees: Trees  # that the role is made of
+    step: int
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+
+
+def restore_role(
+    run: Path, *, step: int | None, best: bool, role: str | None, mesh: Mesh
+) -> Restored:
+    """Reads a role, by default what was trained, and no more, of a checkpoint of a run.
+
+    Raises ``UserError`` if the run has no such role or checkpoint.
+    """
     path = run / "config.yaml"
     if not os.path.exists(path):
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
@@ -75,24 +111,20 @@ def export_run(
     role = role or algorithm.trains
     if role not in networks.roles:
         raise UserError(f"--role {role}: the run has {', '.join(networks.roles)}")
-    params, frozen = _wanted(networks, role)
+    params, frozen = _wanted(networks, role, mesh)
     folder = checkpoints_of(run, best=best)
     step, parts = restore_parts(
         folder, step, {"params": params}, frozen, run / "checkpoints" / FROZEN
     )
-    export_role(
-        to,
-        parts["frozen"] | parts["params"],
-        networks,
+    return Restored(
         config,
+        networks,
+        role,
+        parts["frozen"] | parts["params"],
+        step,
         tokenizer,
-        eos_ids=tuple(config.sampling.get("eos_ids", eos_ids)),
-        role=role,
-        dtype=dtype,
-        merge=merge,
-        details=run_details(run, step),
+        tuple(config.sampling.get("eos_ids", eos_ids)),
     )
-    return role, step
 
 
 def checkpoints_of(run: Path, *, best: bool) -> Path:
@@ -167,9 +199,8 @@ def run_details(run: Path, step: int) -> dict[str, Any]:
     return {"step": step} | {k: f"{v:.4g}" for k, v in figures.items() if k != "step"}
 
 
-def _wanted(networks: Networks, role: str) -> tuple[Trees, Trees]:
+def _wanted(networks: Networks, role: str, mesh: Mesh) -> tuple[Trees, Trees]:
     """Shapes and shardings of the trees that a role is made of: those trained, those frozen."""
-    mesh = make_mesh(data=1, fsdp=-1)
     starts = {name: start.abstract for name, start in networks.starts.items()}
     params, frozen = jax.eval_shape(networks.begin, starts, jax.random.key(0))
 

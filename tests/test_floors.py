@@ -14,7 +14,7 @@ FLOORS = [
     {"length_policy", "losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},
-    {"analysis", "config", "monitor"},
+    {"analysis", "config", "endpoint", "monitor"},
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},
@@ -23,10 +23,10 @@ FLOORS = [
     {"checks"},
     {"planning"},
     {"ahead", "analyze", "describe", "doctor", "evaluator", "export", "folder", "starts"},
-    {"finish", "fork"},
+    {"finish", "fork", "policies"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "verify"},
+    {"eval", "plan", "serve", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

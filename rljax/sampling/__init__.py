@@ -1,6 +1,6 @@
 """Sampling from a policy, compiled into the step."""
 
-from rljax.sampling.filters import make_filter, min_p, top_k, top_p
+from rljax.sampling.filters import filter_rows, make_filter, min_p, top_k, top_p
 from rljax.sampling.sampler import make_sampler, sample
 
-__all__ = ["make_filter", "make_sampler", "min_p", "sample", "top_k", "top_p"]
+__all__ = ["filter_rows", "make_filter", "make_sampler", "min_p", "sample", "top_k", "top_p"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rljax.errors import UserError
 
@@ -55,6 +55,36 @@ def make_filter(
         return logits
 
     return apply
+
+
+def filter_rows(
+    logits: Float[Array, "R V"],
+    *,
+    top_k: Int[Array, " R"],
+    top_p: Float[Array, " R"],
+    min_p: Float[Array, " R"],
+) -> Float[Array, "R V"]:
+    """``make_filter``, with settings of each row's own, which are no part of the program.
+
+    No limits are 0, 1 and 0. Nothing is sorted if no row has limits.
+    """
+
+    def limit(logits):
+        vocabulary = logits.shape[-1]
+        kth = jnp.where(top_k == 0, vocabulary, jnp.minimum(top_k, vocabulary))[:, None] - 1
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        lowest = jnp.take_along_axis(ordered, kth, axis=-1)
+        logits = jnp.where(logits >= lowest, logits, -jnp.inf)
+        ordered = jnp.where(ordered >= lowest, ordered, -jnp.inf)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        reached = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+        lowest = jnp.min(jnp.where(reached, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= lowest, logits, -jnp.inf)
+        return jnp.where(logits >= ordered[:, :1] + jnp.log(min_p[:, None]), logits, -jnp.inf)
+
+    limited = (top_k > 0) | (top_p < 1) | (min_p > 0)
+    return jax.lax.cond(limited.any(), limit, lambda logits: logits, logits)
 
 
 _top_k, _top_p, _min_p = top_k, top_p, min_p

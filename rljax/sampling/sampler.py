@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray
 
 from rljax.errors import UserError
 from rljax.models import extend_cache
 from rljax.sampling.filters import make_filter
 from rljax.sharding import GATHERED, SAMPLING, lay, lay_tree, spread_rows
-from rljax.types import Cache, Model, Params, Prompts, Rollout
+from rljax.types import Array, Cache, Model, Params, Prompts, Rollout
 
 CACHE = ("layers", "rows", "kv_heads", None, None)  # logical axes
 
@@ -68,12 +68,8 @@ def sample(
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
 
-    params = model.cast(params)  # all this once, and not for every token
-    for rules in (GATHERED, SAMPLING):
-        params = lay_tree(params, model.axes, rules)
-    hidden, cache = model.apply(
-        params, prompts.tokens, prompts.mask, model.init_cache(count, width)
-    )
+    params = settle(model, params)
+    logits, cache = prefill(model, params, prompts.tokens, prompts.mask)
     cache = extend_cache(cache, max_tokens, group_size)
     room = [(0, 0), (0, max_tokens)]
     prompt_mask = jnp.pad(repeat(prompts.mask), room)
@@ -84,7 +80,7 @@ def sample(
         logprobs=zeros,
         action_mask=zeros.astype(bool),
         ended=jnp.zeros(rows, bool),
-        logits=repeat(model.head(params, hidden[:, -1])),
+        logits=repeat(logits),
         cache=jax.tree.map(lambda x: lay(x, CACHE, SAMPLING), cache),
     )
 
@@ -92,11 +88,10 @@ def sample(
         return (state.drawn < max_tokens) & ~state.ended.all()
 
     def decode(state: Decoding) -> Decoding:
-        scaled = state.logits / temperature
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.drawn)
-        drawn = jax.vmap(jax.random.categorical)(keys, filter(scaled))
-        token = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[:, None], axis=-1)
+        token, logprob = draw(
+            state.logits, keys, temperature=temperature, greedy=greedy, filter=filter
+        )
         alive = ~state.ended
         column = width + state.drawn
 
@@ -106,14 +101,14 @@ def sample(
         token = jnp.where(alive, token, pad_id).astype(state.tokens.dtype)
         action_mask = put(state.action_mask, alive)
         visible = prompt_mask | action_mask
-        hidden, cache = model.apply(params, token[:, None], visible, state.cache, column)
+        logits, cache = feed(model, params, token, visible, state.cache, column)
         return Decoding(
             drawn=state.drawn + 1,
             tokens=put(state.tokens, token),
-            logprobs=put(state.logprobs, jnp.where(alive, logprob[:, 0], 0.0)),
+            logprobs=put(state.logprobs, jnp.where(alive, logprob, 0.0)),
             action_mask=action_mask,
             ended=state.ended | (alive & jnp.isin(token, eos)),
-            logits=model.head(params, hidden[:, 0]),
+            logits=logits,
             cache=cache,
         )
 
@@ -130,6 +125,51 @@ def sample(
             extras=repeat(prompts.extras),
         )
     )
+
+
+def settle(model: Model, params: Params) -> Params:
+    """Parameters cast and laid out for decoding: once, and not for every token."""
+    params = model.cast(params)
+    for rules in (GATHERED, SAMPLING):
+        params = lay_tree(params, model.axes, rules)
+    return params
+
+
+def prefill(
+    model: Model, params: Params, tokens: Int[Array, "P W"], mask: Bool[Array, "P W"]
+) -> tuple[Float[Array, "P V"], Cache]:
+    """The logits behind prompts that are padded on the left, and the cache of their columns."""
+    hidden, cache = model.apply(params, tokens, mask, model.init_cache(*tokens.shape))
+    return model.head(params, hidden[:, -1]), cache
+
+
+def draw(
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    *,
+    temperature: float | Float[Array, "B 1"],
+    greedy: Bool[Array, " B"],
+    filter: Callable[[Array], Array],
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The next token of each row, with its log-prob under softmax(logits / temperature)."""
+    scaled = logits / temperature
+    drawn = jax.vmap(jax.random.categorical)(keys, filter(scaled))
+    token = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn)
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[:, None], axis=-1)
+    return token, logprob[:, 0]
+
+
+def feed(
+    model: Model,
+    params: Params,
+    token: Int[Array, " B"],
+    visible: Bool[Array, "B S"],
+    cache: Cache,
+    column: Int[Array, ""],
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The logits behind one more token of each row, which stands at ``column``."""
+    hidden, cache = model.apply(params, token[:, None], visible, cache, column)
+    return model.head(params, hidden[:, 0]), cache
 
 
 def make_sampler(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rljax.errors import UserError
-from rljax.sampling.filters import make_filter, min_p, top_k, top_p
+from rljax.sampling.filters import filter_rows, make_filter, min_p, top_k, top_p
 
 PROBS = np.array([0.15, 0.5, 0.05, 0.3])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
@@ -94,6 +94,23 @@ def test_rows_are_independent_and_compiled_equals_eager():
     for row, logits in zip(together, rows, strict=True):
         np.testing.assert_array_equal(row, keep(logits))
     np.testing.assert_array_equal(jax.jit(keep)(rows), together)
+
+
+def test_rows_with_settings_of_their_own():
+    """Each as ``make_filter`` has it; and as it was, beside another that has limits."""
+    settings = [{}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 3, "top_p": 0.84}]
+    settings += [{"top_k": 3, "min_p": 0.5}, {"top_k": 9}, {"top_p": 0.7, "min_p": 0.4}]
+    logits = jnp.stack([jnp.roll(LOGITS, turn) for turn in range(len(settings))])
+
+    def of(settings):
+        none = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        return {name: jnp.array([s.get(name, none[name]) for s in settings]) for name in none}
+
+    together = jax.jit(filter_rows)(logits, **of(settings))
+    for row, alone, keywords in zip(together, logits, settings, strict=True):
+        np.testing.assert_array_equal(row, make_filter(**keywords)(alone))
+    unlimited = filter_rows(logits, **of([{}] * len(settings)))
+    np.testing.assert_array_equal(unlimited, logits)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""A small OpenAI-compatible server over the sampler of training."""
