@@ -10,10 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
-from commands import process, records
+from commands import process, records, tables
 from tiny import SETTINGS
 
 from rljax import launch
+from rljax.host.samples import read_samples, sampled_steps
 
 RUN = [*SETTINGS, "steps=24", "warm_start.steps=24", "checkpoint.every_steps=3"]
 # A controller and a running scale, so that adapting state is part of what must survive.
@@ -54,10 +55,12 @@ def test_the_run_folder_is_complete(undisturbed):
     assert [record["step"] for record in metrics] == list(range(1, 25))
     for name in ("length_mean", "length_std", "length_penalty_mean", "response_length_p95"):
         assert all(np.isfinite(record[name]) for record in metrics)
-    samples = records(folder / "samples.jsonl")
-    assert {sample["step"] for sample in samples} == {0, 24}
-    assert all({"prompt", "response", "reward_raw", "reward_shaped"} <= s.keys() for s in samples)
-    assert all(sample["prompt"].endswith("=") for sample in samples)
+    assert sampled_steps(folder) == [0, 24]
+    for row in (row for step in (0, 24) for row in read_samples(folder, step)):
+        assert row["prompt"].endswith("=")
+        assert row["length_verdict"] == "short" or row["length_tokens"] >= 4
+        assert row["reward/correct"] == row["reward_raw"] == row["correct"]
+        assert row["shaping"] == pytest.approx(row["reward_shaped"] - row["reward_raw"])
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["algorithm"]["clip_low"] == 0.2  # a default, written out
@@ -105,8 +108,9 @@ def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
     assert run.returncode == 0, err
     assert '"event": "resume"' in out
     assert final_state(tmp_path) == final_state(expected)
-    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert records(tmp_path / name) == records(expected / name)
+    assert tables(tmp_path) == tables(expected)
     weights = "policy/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (expected / weights).read_bytes()
 
