@@ -22,11 +22,11 @@ FLOORS = [
     {"build"},
     {"checks"},
     {"planning"},
-    {"ahead", "describe", "doctor", "evaluator", "export", "folder", "starts"},
+    {"ahead", "describe", "doctor", "evaluator", "export", "folder", "scoring", "starts"},
     {"finish", "fork"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "verify"},
+    {"eval", "plan", "samples", "score", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

@@ -6,6 +6,7 @@ from rljax.data.chat import encode_answers, encode_conversations, encode_prompts
 from rljax.data.files import read_rows
 from rljax.data.layouts import arrange, offers
 from rljax.data.packing import PackedTable, pack
+from rljax.data.responses import Responses, find_responses
 from rljax.data.rows import Rows
 from rljax.data.sequences import FILLER, Sequence, SequenceTable
 from rljax.data.tables import (
@@ -23,6 +24,7 @@ __all__ = [
     "Limits",
     "PackedTable",
     "PromptTable",
+    "Responses",
     "Rows",
     "Sequence",
     "SequenceTable",
@@ -32,6 +34,7 @@ __all__ = [
     "encode_answers",
     "encode_conversations",
     "encode_prompts",
+    "find_responses",
     "labelled_table",
     "make_batches",
     "offers",
