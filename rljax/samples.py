@@ -62,8 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     def show(step: int, rows: list[Row]) -> None:
         found = [row for row in rows if matches(row, *wanted)]
         shown = found[: options.number or (SHOWN if terminal.rich else None)]
-        if terminal.rich:
+        if terminal.rich and found:
             terminal.samples(shown, describe(step, rows, found, len(shown)))
+        elif terminal.rich:
+            terminal.say("none", describe(step, rows, found, 0))
         for row in () if terminal.rich else shown:
             terminal.emit("sample", row)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import track
 
 from rljax.config import Config, builtin_config, load_config, resolved
-from rljax.data import Responses, find_responses, read_rows
+from rljax.data import Responses, Rows, find_responses, read_rows
 from rljax.errors import UserError
 from rljax.health import SIGNS, judge
 from rljax.host.files import write_whole
@@ -19,10 +19,10 @@ from rljax.host.samples import REWARD, write_table
 from rljax.host.secrets import redacted, refuse_placeholders, say
 from rljax.host.terminal import Parser, Terminal
 from rljax.launch import DEFAULT_CONFIG, enough_threads, use_compilation_cache
+from rljax.replay import encode
 from rljax.scoring import (
     Judging,
     beside_heldout,
-    encode,
     first_state,
     make_judging,
     newest_state,
@@ -30,7 +30,7 @@ from rljax.scoring import (
 from rljax.scoring import judge as judge_responses
 from rljax.types import State
 
-JUDGED = (REWARD, "reward_", "shaping", "length_", "correct")  # begin columns of a judgement
+JUDGED = ("length_tokens", "length_verdict", "correct", "reward_raw", "shaping", "reward_shaped")
 FORMATS = (".parquet", ".jsonl")
 SHOWN = 4  # responses on a terminal
 
@@ -82,7 +82,8 @@ def score(
         raise UserError(f"--config: {config} is neither a config file nor the folder of a run")
     terminal = Terminal()
     path, loaded, run = _config(config, settings)
-    responses = find_responses(read_rows(str(file)), JUDGED, response_column)
+    rows = read_rows(str(file))
+    responses = find_responses(rows, response_column, leave=_judged(rows))
     terminal.say("responses", responses.note, text=responses.note)
     use_compilation_cache()
     judging = make_judging(loaded)
@@ -91,22 +92,30 @@ def score(
         text = f"shaping.{name} is left out: it needs the reference policy"
         terminal.say("left out", text, stage=name, text=text)
     state = _state(judging, run, terminal)
-    encoded = encode(judging, responses)
+    encoded, notes = encode(
+        responses,
+        judging.tokenizer,
+        columns=loaded.data.columns,
+        chat_template=loaded.data.chat_template,
+        eos_ids=judging.eos_ids,
+    )
+    for note in notes:
+        terminal.say("column", note, text=note)
     progress = functools.partial(track, description="scoring", console=terminal.console)
-    figures, rows = judge_responses(
+    figures, judged = judge_responses(
         judging,
         encoded,
         state,
         report=lambda line: terminal.say("reward", line, text=line),
         progress=functools.partial(progress, disable=not terminal.rich, transient=True),
     )
-    rows = _in_the_words_of_the_file(rows, responses)
+    told = _in_the_words_of_the_file(judged, responses)
     if out is not None:
-        _write(out, rows)
+        _write(out, told)
     terminal.figures(figures, f"{file}, by {config or DEFAULT_CONFIG}")
     _say_health(figures, terminal)
-    terminal.samples(rows[:SHOWN], "the first of them")
-    text = f"{len(rows):,} responses scored" + (f"; see {out}" if out else "")
+    terminal.samples(told[:SHOWN], "the first of them")
+    text = f"{len(told):,} responses scored" + (f"; see {out}" if out else "")
     terminal.say("done", text, figures=figures)
 
 
@@ -125,6 +134,14 @@ def _config(where: Path | None, settings: list[str]) -> tuple[Path, Config, Path
     if run is not None:
         refuse_placeholders(resolved(config))
     return path, config, run
+
+
+def _judged(rows: Rows) -> set[str]:
+    """The columns that an earlier judgement has left, and that are no data."""
+    there = {name for row in rows.rows for name in row}
+    if "reward_raw" not in there:
+        return set()
+    return {name for name in there if name.startswith(REWARD)} | {*JUDGED}
 
 
 def _with_data(

@@ -1,7 +1,7 @@
 """Responses from anywhere, judged as training judges its own: rewards, shaping, lengths."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from rljax import resolve, shaping
 from rljax.config import Config
-from rljax.data import Limits, PromptTable, Responses, Rows, arrange, encode_answers, pad
+from rljax.data import Responses
 from rljax.errors import UserError
 from rljax.health import MAX, MIN
 from rljax.host.checkpoint import restore_parts
@@ -20,6 +20,7 @@ from rljax.host.pool import RewardPool
 from rljax.host.steps import steps_in
 from rljax.lengths import VERDICTS, length_figures, verdict
 from rljax.objective import context_of, make_algorithm, make_rewards, shaping_stages
+from rljax.replay import Encoded, batches, filled, rollout_of
 from rljax.sampling import make_sampler
 from rljax.shaping.chain import reward_figures
 from rljax.sources import heldout_prompts, make_between
@@ -45,16 +46,6 @@ class Judging(NamedTuple):
     left_out: list[str]  # stages that would need the reference
 
 
-class Encoded(NamedTuple):
-    """Responses as tokens, behind their prompts."""
-
-    table: PromptTable
-    answers: list[list[int]]
-    truncated: np.ndarray
-    greedy: np.ndarray  # a yardstick beside others, and no part of the figures
-    group: np.ndarray
-
-
 def make_judging(config: Config) -> Judging:
     """Builds the rewards and the shaping that a config names.
 
@@ -71,8 +62,6 @@ def make_judging(config: Config) -> Judging:
             f"rewards.{of_model}: it asks models.reward, and no model is loaded to score a file; "
             f"leave it out with rewards.{of_model}=null models.reward=null"
         )
-    if config.length is None:
-        raise UserError('the config lacks "length", the band that responses are judged by')
     stages = shaping_stages(config, algorithm, context)
     ids = {"pad_id": tokenizer.pad_token_id, "eos_ids": eos_ids}
     sampling = resolve.arguments(make_sampler, config.sampling, context=ids, where="sampling")
@@ -132,37 +121,6 @@ def beside_heldout(judging: Judging, config_dir: Path, responses: Responses) -> 
     return responses._replace(rows=responses.rows._replace(rows=rows))
 
 
-def encode(judging: Judging, responses: Responses) -> Encoded:
-    """Responses as training would have them: EOS ends each that was not cut off.
-
-    Raises ``UserError`` for what the tokenizer or its chat template does not take.
-    """
-    data, tokenizer = judging.config.data, judging.tokenizer
-    rows, _ = arrange(responses.rows, "prompts", data.columns)
-    told = [
-        {"prompt": row["prompt"], "answer": text}
-        for row, text in zip(rows.rows, responses.texts, strict=True)
-    ]
-    answered = encode_answers(
-        Rows(told, rows.name, rows.lines, rows.places),
-        ["answer"],
-        tokenizer,
-        data.chat_template,
-        judging.eos_ids,
-    )
-    greedy = np.array(responses.greedy)
-    return Encoded(
-        PromptTable([rows], tokenizer, Limits(), data.chat_template),
-        [
-            answer.answer[:-1] if cut else answer.answer
-            for (answer,), cut in zip(answered, responses.truncated, strict=True)
-        ],
-        np.array(responses.truncated),
-        greedy & ~greedy.all(),
-        np.array(responses.groups()),
-    )
-
-
 def judge(
     judging: Judging,
     encoded: Encoded,
@@ -195,18 +153,22 @@ def judge(
             encoded.table, judging.tokenizer, None, judging.python_rewards, pool, report
         )
         rows, parts, order, penalties = [], [], [], []
-        for at, size in progress(list(_batches(encoded, batch_tokens))):
-            rollout = between.add(_rollout(encoded, at, judging.tokenizer.pad_token_id))
-            part = jax.device_get(judged(state, _filled(rollout, size)))
+        for at, size in progress(list(batches(encoded, batch_tokens))):
+            rollout = between.add(rollout_of(encoded, at, judging.tokenizer.pad_token_id))
+            part = jax.device_get(judged(state, filled(rollout, size)))
             told = (part.rollout, part.rewards, part.scored._replace(metrics={}))
             rollout, rewards, scored = jax.tree.map(operator.itemgetter(slice(len(at))), told)
             each = values_of_each(rollout, scored)
-            rows += records(rollout, rewards, scored.counted, judging.tokenizer, each=each, **band)
+            finite = np.isfinite(rewards.raw) & np.isfinite(rewards.shaped)
+            known = scored.counted & finite
+            if count := int((scored.counted & ~finite).sum()):
+                report(f"{count} response(s) have no finite reward, and enter no figure of it")
+            rows += records(rollout, rewards, known, judging.tokenizer, each=each, **band)
             # Without an entry for every token, which many responses would fill the memory with.
             total = rewards.replace(response=rewards.shaped, token=rewards.token[:, :0])
-            parts.append((total, scored.counted, each))
+            parts.append((total, known, each))
             order += at.tolist()
-            learned = scored.counted & ~rollout.greedy
+            learned = known & ~rollout.greedy
             learned &= judging.learns_truncated | ~rollout.truncated
             penalties.append((part.metrics.get(PENALTY), int(learned.sum())))
     back = np.argsort(order)
@@ -216,52 +178,6 @@ def judge(
         total = sum(float(mean) * count for mean, count in penalties)
         figures[PENALTY] = total / max(sum(count for _, count in penalties), 1)
     return Evaluated(figures, [rows[at] for at in back])
-
-
-def _batches(encoded: Encoded, batch_tokens: int) -> Iterator[tuple[np.ndarray, int]]:
-    """The rows of each batch, those of a group together, and the rows that it is filled up to."""
-    columns = encoded.table.tokens.shape[1] + max(map(len, encoded.answers))
-    order = np.argsort(encoded.group, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(encoded.group[order])) + 1)
-    size = max(*map(len, groups), min(len(order), batch_tokens // columns), 1)
-    start = end = 0  # of a batch, in the order
-    for group in groups:
-        if end + len(group) - start > size:
-            yield order[start:end], size
-            start = end
-        end += len(group)
-    yield order[start:], size
-
-
-def _rollout(encoded: Encoded, at: np.ndarray, pad_id: int) -> Rollout:
-    """Some of the responses behind their prompts, as if they had been sampled."""
-    prompts, width = encoded.table.take(at), max(map(len, encoded.answers))
-    answers = [encoded.answers[row] for row in at]
-    chosen = np.arange(width) < np.array([len(answer) for answer in answers])[:, None]
-    before = np.zeros_like(prompts.mask)
-    action_mask = np.concatenate([before, chosen], axis=1)
-    return Rollout(
-        tokens=np.concatenate([prompts.tokens, pad(answers, width, pad_id, left=False)], axis=1),
-        mask=np.concatenate([prompts.mask, chosen], axis=1),
-        action_mask=action_mask,
-        logprobs=np.zeros(action_mask.shape, np.float32),  # of whoever sampled, unknown
-        truncated=encoded.truncated[at],
-        greedy=encoded.greedy[at],
-        group=np.unique(encoded.group[at], return_inverse=True)[1].astype(np.int32),
-        extras=prompts.extras,
-    )
-
-
-def _filled(rollout: Rollout, size: int) -> Rollout:
-    """A rollout with so many rows: the first again and again, which count for nothing."""
-    rows = len(rollout.tokens)
-    at = np.where(np.arange(size) < rows, np.arange(size), 0)
-    filler = np.arange(size) >= rows
-    filled = jax.tree.map(lambda x: x[at], rollout)
-    own_group = np.int32(rollout.group.max() + 1)
-    return filled.replace(
-        greedy=filled.greedy | filler, group=np.where(filler, own_group, filled.group)
-    )
 
 
 def _state_of(shaping_state: State) -> TrainState:
@@ -300,8 +216,7 @@ def _figures(
     if not scored.all():
         figures["failed_ratio"] = 1.0 - scored.mean()
     figures |= length_figures(lengths, encoded.truncated, drawn, min_tokens, max_tokens)
-    verdicts = verdict(lengths[drawn], min_tokens, max_tokens)
-    for index, name in ((1, VERDICTS[1]), (-1, VERDICTS[-1])):
-        figures[f"{name}_ratio"] = (verdicts == index).mean()
+    names = [VERDICTS[at] for at in verdict(lengths[drawn], min_tokens, max_tokens)]
+    figures |= {f"{name}_ratio": names.count(name) / len(names) for name in ("long", "short")}
     figures |= {MIN: min_tokens, MAX: max_tokens}
     return {name: float(value) for name, value in figures.items()}

@@ -18,7 +18,7 @@ FLOORS = [
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},
-    {"heldout", "phases"},
+    {"heldout", "phases", "replay"},
     {"build"},
     {"checks"},
     {"planning"},

@@ -69,6 +69,29 @@ def test_a_file_of_responses_is_judged_and_written(file, capsys):
     assert rows[0]["reward_raw"] == pytest.approx(0.8)
 
 
+def test_columns_that_no_compiled_reward_can_read_are_told_and_kept_for_others(file, capsys):
+    """Logs have columns of all kinds, and verl's ``reward_model`` is data."""
+    (file.parent / "users.py").write_text(
+        "def known(prompts, completions, user, **columns):\n"
+        "    assert 'length_tokens' not in columns\n"
+        "    return [float(one is not None) for one in user]\n"
+    )
+    more = [{"user": None}, {"user": "ann"}, {"user": "bob"}]
+    for old, new in zip(ROWS, more, strict=True):
+        new |= {**old, "created": 1 << 40, "reward_model": {"ground_truth": old["answer"]}}
+        del new["answer"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in more))
+    own = "rewards.known={fn: trl_reward, function: 'users:known'}"
+    events = said(capsys, file, *OWN, own)
+    told = [event["text"] for event in events if event["event"] == "column"]
+    assert len(told) == 2
+    assert "\"user\" is 'ann', another type than in row 1" in told[0]
+    assert '"created" is 1099511627776, beyond 32 bits' in told[1]
+    figures = events[-1]["figures"]
+    assert figures["rewards/known/mean"] == pytest.approx(2 / 3)
+    assert figures["rewards/correct/mean"] == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
 def test_any_kind_of_file_is_read_and_json_lines_are_written(file, capsys, suffix):
     frame = pd.DataFrame(ROWS[:2]).rename(columns={"response": "said"})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONFIG, SETTINGS, begin_training, tiny_build
 
-from rljax import scoring
+from rljax import replay, scoring
 from rljax.config import load_config
 from rljax.data import Rows, find_responses
 from rljax.errors import UserError
@@ -26,10 +26,23 @@ def judging_of(overrides=BAND):
     return scoring.make_judging(load_config(CONFIG, overrides))
 
 
+def encoded_by(judging, responses):
+    data = judging.config.data
+    encoded, notes = replay.encode(
+        responses,
+        judging.tokenizer,
+        columns=data.columns,
+        chat_template=data.chat_template,
+        eos_ids=judging.eos_ids,
+    )
+    assert notes == []
+    return encoded
+
+
 def judged(rows, overrides=BAND, **options):
     """The figures of rows, and the rows of their table."""
     judging = judging_of(overrides)
-    encoded = scoring.encode(judging, find_responses(Rows(rows, "rows"), ("reward_",)))
+    encoded = encoded_by(judging, find_responses(Rows(rows, "rows")))
     state = scoring.first_state(judging)
     return scoring.judge(judging, encoded, state, report=pytest.fail, **options)
 
@@ -84,11 +97,11 @@ def test_the_responses_of_a_run_get_what_the_run_gave_them():
     assert len(whole) > 30
     assert {row["truncated"] for row in whole} == {True, False}
     judging = scoring.make_judging(config)
-    found = find_responses(Rows(whole, "samples"), ("reward", "shaping", "length", "correct"))
+    found = find_responses(Rows(whole, "samples"))
     assert "answer" not in found.rows.rows[0]
     found = scoring.beside_heldout(judging, CONFIG.parent, found)
     assert "answer" in found.rows.rows[0]
-    encoded = scoring.encode(judging, found)
+    encoded = encoded_by(judging, found)
     _, again = scoring.judge(
         judging, encoded, scoring.first_state(judging), report=pytest.fail, batch_tokens=500
     )
@@ -100,7 +113,7 @@ def test_rows_that_do_not_answer_the_held_out_prompts_are_left_as_they_are():
     judging = judging_of()
 
     def beside(*rows):
-        found = find_responses(Rows(list(rows), "rows"), ())
+        found = find_responses(Rows(list(rows), "rows"))
         return scoring.beside_heldout(judging, CONFIG.parent, found)
 
     first = {"prompt": "581+478=", "response": "#1059", "prompt_index": 0}
@@ -137,8 +150,8 @@ def test_neither_order_nor_batches_change_what_a_response_is_worth(drawn, batch_
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 400))
 def test_every_batch_has_one_shape_and_whole_groups(group, batch_tokens):
     rows = [response("#3", f"{number}+1=") for number in group]
-    encoded = scoring.encode(JUDGING, find_responses(Rows(rows, "rows"), ()))
-    batches = list(scoring._batches(encoded, batch_tokens))
+    encoded = encoded_by(JUDGING, find_responses(Rows(rows, "rows")))
+    batches = list(replay.batches(encoded, batch_tokens))
     assert sorted(row for at, _ in batches for row in at) == list(range(len(group)))
     largest = max(map(group.count, group))
     assert {size for _, size in batches} == {max(largest, min(len(group), batch_tokens // 7))}
@@ -149,6 +162,27 @@ def test_every_batch_has_one_shape_and_whole_groups(group, batch_tokens):
 
 
 JUDGING = judging_of()
+
+
+def test_a_reward_that_is_not_finite_is_told_and_enters_no_figure(tmp_path, monkeypatch):
+    code = "import jax.numpy as jnp\ndef log(rollout): return jnp.log(rollout.lengths - 1.0)\n"
+    (tmp_path / "infinite_reward.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    judging = judging_of([*BAND, "rewards={log: 'infinite_reward:log'}"])
+    rows = [response(""), response("#3")]
+    told = []
+    figures, samples = scoring.judge(
+        judging,
+        encoded_by(judging, find_responses(Rows(rows, "rows"))),
+        scoring.first_state(judging),
+        report=told.append,
+    )
+    assert told == ["1 response(s) have no finite reward, and enter no figure of it"]
+    assert [row["reward/log"] for row in samples] == [None, pytest.approx(np.log(2))]
+    assert (samples[0]["correct"], samples[0]["reward_shaped"]) == (None, None)
+    assert figures["reward_mean"] == pytest.approx(np.log(2))
+    assert figures["failed_ratio"] == 0.5
+    assert all(np.isfinite(value) for name, value in figures.items() if "penalty" not in name)
 
 
 def test_stages_that_need_the_reference_are_left_out_and_named():
@@ -174,9 +208,9 @@ def test_what_needs_a_model_or_has_no_rewards_is_refused(overrides, says):
 
 def test_thousands_of_responses_are_one_program(monkeypatch):
     sizes = []
-    filled = scoring._filled
+    filled = scoring.filled
     monkeypatch.setattr(
-        scoring, "_filled", lambda rollout, size: sizes.append(size) or filled(rollout, size)
+        scoring, "filled", lambda rollout, size: sizes.append(size) or filled(rollout, size)
     )
     rows = [response("#3", f"{number}+1=") for number in range(100, 400)]
     figures, samples = judged(rows, batch_tokens=9 * 128)  # six tokens of a prompt, three of these

@@ -1,6 +1,6 @@
 """From the files that people have to batches of tokens."""
 
-from rljax.data.arrays import NO_TOKEN, pad
+from rljax.data.arrays import NO_TOKEN, column, pad
 from rljax.data.batches import Batches, bucketed_batches, make_batches
 from rljax.data.chat import encode_answers, encode_conversations, encode_prompts
 from rljax.data.files import read_rows
@@ -30,6 +30,7 @@ __all__ = [
     "SequenceTable",
     "arrange",
     "bucketed_batches",
+    "column",
     "demonstration_table",
     "encode_answers",
     "encode_conversations",

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from rljax.data.rows import Rows
@@ -32,7 +33,9 @@ class Responses(NamedTuple):
         return [numbers[key] for key in keys]
 
 
-def find_responses(rows: Rows, judged: tuple[str, ...], column: str | None = None) -> Responses:
+def find_responses(
+    rows: Rows, column: str | None = None, *, leave: Collection[str] = ()
+) -> Responses:
     """Prompts and responses of rows as ``rljax samples``, ``rljax eval`` or a server have them.
 
     A prompt is ``prompt``, or ``messages`` up to the last one, which then is the response, unless
@@ -40,8 +43,8 @@ def find_responses(rows: Rows, judged: tuple[str, ...], column: str | None = Non
     off if it is ``truncated``, or, as in OpenAI's format, its ``finish_reason`` is "length".
 
     Args:
-      judged: beginnings of the columns that an earlier judgement has left, which are no data.
       column: that of the responses, if it has another name.
+      leave: further columns that are no data.
 
     Raises ``UserError`` for a column that is missing, and for a value of the wrong type.
     """
@@ -56,6 +59,7 @@ def find_responses(rows: Rows, judged: tuple[str, ...], column: str | None = Non
             f"or another as --response-column; there are {', '.join(there)}"
         )
     own = {asks, answers, "truncated", "finish_reason", "greedy", "event", "step", "prompt_index"}
+    own |= {*leave}
     places: list[dict[str, Any]] = []
     kept, texts, truncated, greedy = [], [], [], []
     for index, row in enumerate(rows.rows):
@@ -65,8 +69,7 @@ def find_responses(rows: Rows, judged: tuple[str, ...], column: str | None = Non
             greedy.append(row.get("greedy") is not None and truth(row, "greedy"))
         except RowError as fault:
             raise UserError(f"{rows.where(index)}: {fault}") from None
-        data = {n: x for n, x in row.items() if n not in own and not n.startswith(judged)}
-        kept.append({"prompt": prompt, **data})
+        kept.append({"prompt": prompt} | {n: x for n, x in row.items() if n not in own})
         texts.append(text)
         places.append({n: row[n] for n in ("step", "prompt_index", "source") if n in row})
     words = [f'"{asks}"', f'"{answers}"' if answers else "the last message"]

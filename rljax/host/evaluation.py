@@ -146,6 +146,8 @@ def records(
     )
     verdicts = verdict(rollout.lengths, min_tokens, max_tokens)
     raw, all_shaped = (np.asarray(x, np.float64) for x in (rewards.raw, rewards.shaped))
+    with np.errstate(invalid="ignore"):  # of rewards that are not finite
+        added = all_shaped - raw
 
     def number(value, known=True) -> float | None:
         return float(value) if known and np.isfinite(value) else None
@@ -161,7 +163,7 @@ def records(
             "correct": bool(rewards.correct[row]) if ok else None,
             **{REWARD + name: number(values[row]) for name, values in each.items()},
             "reward_raw": number(raw[row], ok),
-            "shaping": number(all_shaped[row] - raw[row], ok and shaped),
+            "shaping": number(added[row], ok and shaped),
             "reward_shaped": number(all_shaped[row], ok and shaped),
         }
         for row, ok in enumerate(scored)

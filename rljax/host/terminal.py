@@ -92,10 +92,7 @@ class Terminal:
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
         """Rows of a table of samples: see ``rljax.host.samples``."""
-        if not self.rich:
-            return
-        if not samples:
-            self.console.print(redact(title), markup=False)
+        if not self.rich or not samples:
             return
         each = [name for name in samples[0] if name.startswith(REWARD)]
         rewards = {name: name.removeprefix(REWARD) for name in each if len(each) > 1}

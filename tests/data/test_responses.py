@@ -9,8 +9,8 @@ ASKED = [{"role": "user", "content": "1+2="}]
 ANSWERED = [{"role": "assistant", "content": "#3"}]
 
 
-def found(*rows, judged=("reward_",), column=None):
-    return find_responses(Rows(list(rows), "logged.jsonl", [3, 7]), judged, column)
+def found(*rows, column=None, leave=()):
+    return find_responses(Rows(list(rows), "logged.jsonl", [3, 7]), column, leave=leave)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_the_budget_cut_off(row, truncated):
 def test_what_was_judged_before_is_no_data_and_what_else_there_is_stays():
     row = {"event": "sample", "step": 4, "prompt_index": 2, "prompt": "a", "response": ""}
     row |= {"greedy": True, "reward_raw": 1.0, "answer": "3", "truncated": True}
-    responses = found(row)
+    responses = found(row, leave=["reward_raw"])
     assert responses.rows.rows == [{"prompt": "a", "answer": "3"}]
     assert responses.places == [{"step": 4, "prompt_index": 2}]
     assert (responses.texts, responses.greedy) == ([""], [True])
