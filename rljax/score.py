@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
     parser = Parser(
         prog="rljax score",
-        usage="%(prog)s FILE [key=value ...] [--config CONFIG|RUN] [--out FILE]",
+        usage="%(prog)s FILE [key=value ...] [--config CONFIG|RUN] [--out FILE] "
+        "[--response-column NAME]",
         description="Apply the rewards and the length policy of a config to a file of responses.",
         epilog="Example: rljax score logged.jsonl --config runs/0001 --out scored.parquet",
     )
