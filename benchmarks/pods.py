@@ -27,6 +27,7 @@ from benchmarks.processes import (
     running,
     until,
 )
+from rljax.host.samples import read_samples, sampled_steps
 
 STEPS, HALF = 24, 12
 SETTINGS = [
@@ -167,12 +168,11 @@ PHASES: dict[str, Callable[[Path, int, list], None]] = {
 
 def _apart(one: Path, other: Path) -> tuple[str, str, str]:
     """Whether two runs sampled the same, and how far their losses and parameters are apart."""
-    pairs = [
-        (records(folder / "metrics.jsonl"), records(folder / "samples.jsonl"))
+    losses, other_losses = (records(folder / "metrics.jsonl") for folder in (one, other))
+    answers = [
+        [row["response"] for step in sampled_steps(folder) for row in read_samples(folder, step)]
         for folder in (one, other)
     ]
-    (losses, texts), (other_losses, other_texts) = pairs
-    answers = [[sample["response"] for sample in samples] for samples in (texts, other_texts)]
     # Of every step's responses too: their rewards and lengths are sums over all their tokens.
     told = [[(r["reward_mean"], r["length_mean"]) for r in part] for part in (losses, other_losses)]
     same = answers[0] == answers[1] and np.allclose(*told, atol=1e-6)

@@ -30,6 +30,7 @@ from benchmarks.processes import (
     row,
     running,
 )
+from rljax.host.samples import SAMPLES
 from rljax.host.steps import read_meta, steps_in
 
 STEPS, WARM_STEPS = 30, 40
@@ -53,7 +54,7 @@ SETTINGS = [
     "evaluation={prompts: 8, samples: 2, every_steps: 5, best: reward_mean, patience: 99}",
     "checkpoint={every_steps: 2, keep: 3}",
 ]
-RECORDS = ("warm_start/metrics.jsonl", "metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
+RECORDS = ("warm_start/metrics.jsonl", "metrics.jsonl", "evaluations.jsonl")
 
 
 def style(prompts: list[str], completions: list[str], **columns) -> list[float]:
@@ -152,6 +153,12 @@ def compare(alone: Path, folder: Path) -> None:
     for name in RECORDS:
         if records(folder / name) != records(alone / name):
             sys.exit(f"{folder}/{name} is another")
+    tables = [
+        {path.name: path.read_bytes() for path in (run / SAMPLES).iterdir()}
+        for run in (alone, folder)
+    ]
+    if tables[0] != tables[1]:
+        sys.exit(f"{folder}/{SAMPLES} are others")
     weights = [(run / "policy/model.safetensors").read_bytes() for run in (alone, folder)]
     if weights[0] != weights[1]:
         sys.exit(f"{folder}: the exported policy is another")

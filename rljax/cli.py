@@ -11,6 +11,8 @@ USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax export RUN --to DIR [--step N | --best] [--role ROLE] [--dtype DTYPE] [--merge]
        rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
+       rljax samples RUN [--step N | --follow] [--number K] [--wrong] [--verdict VERDICT]
+       rljax score FILE [key=value ...] [--config CONFIG|RUN] [--out FILE]
        rljax doctor MODEL
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax verify RUN
@@ -21,6 +23,8 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
 launch  train a language model
 export  write a model of a run as a Hugging Face folder
 eval    answer held-out prompts, and judge the answers
+samples show what a run answered to held-out prompts, live if asked
+score   apply a config's rewards and length policy to a file of responses
 doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
 verify  check the checkpoints and records of a run
@@ -28,7 +32,10 @@ analyze show recorded runs side by side: pictures, a report, a verdict, differen
 serve   answer over OpenAI's API, for trying a policy
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "analyze", "serve")
+COMMANDS = (
+    *("launch", "export", "eval", "samples", "score", "analyze", "serve", "doctor", "plan"),
+    "verify",
+)
 
 
 def main() -> int:

@@ -93,7 +93,7 @@ class Evaluation(Section):
     every_steps: pydantic.NonNegativeInt = 0  # 0: only before and after
     samples_per_prompt: BatchSize = 1  # beside the greedy response
     sampling: dict[str, Any] = {}  # over the settings of training
-    samples: pydantic.NonNegativeInt = 16  # prompts whose responses are written out
+    samples: pydantic.PositiveInt | None = None  # prompts whose responses are written; null: all
     best: str | None = None  # the figure that says which checkpoint is the best one; it is kept
     best_is: Literal["max", "min"] | None = None  # null: min for a loss or an nll, else max
     patience: pydantic.PositiveInt | None = None  # evaluations without a better one end the run

@@ -12,7 +12,7 @@ from rljax.config import Config
 from rljax.errors import UserError
 from rljax.heldout import Answering, Measuring
 from rljax.host.agree import fetch
-from rljax.host.evaluation import Evaluated, join, summarise
+from rljax.host.evaluation import Evaluated, join, summarise, values_of_each
 from rljax.host.loop import not_finite, to_host
 from rljax.host.python_rewards import SHORT
 from rljax.host.secrets import redact
@@ -80,13 +80,14 @@ class Evaluator:
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
             drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
             part = self._programs["judge"](state, drawn)
-            told = (part.rollout, part.rewards, part.scored.counted)
+            told = (part.rollout, part.rewards, part.scored._replace(metrics={}))
             judged.append(fetch(told, self._built.mesh))
             if warn is None:
                 for fault in not_finite(to_host(part.metrics)):
                     _refuse(f"{fault} on the held-out prompts{self._first_bad(*judged[-1][:2])}")
         rows = answering.prompts * (1 + answering.samples)
-        rollout, rewards, scored = jax.tree.map(lambda x: x[:rows], join(judged))
+        rollout, rewards, said = jax.tree.map(lambda x: x[:rows], join(judged))
+        scored = said.counted
         finite = np.isfinite(rewards.raw)
         if answering.shaped:
             finite &= np.isfinite(rewards.shaped)
@@ -100,6 +101,7 @@ class Evaluator:
             rewards,
             scored,
             self._built.tokenizer,
+            each=values_of_each(rollout, said),
             samples=answering.samples,
             sources=None if None in sources else [str(source) for source in sources],
             **config.length.model_dump(),

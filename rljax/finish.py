@@ -1,5 +1,6 @@
 """The end of a run: the exported model, the curves and the summary, all in its folder."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rljax.host.checkpoint import restore_parts
 from rljax.host.curves import draw_curves
 from rljax.host.files import write_whole
 from rljax.host.metrics import json_text, read_records
+from rljax.host.samples import read_samples, sampled_steps
 from rljax.host.selection import best_record
 from rljax.host.terminal import Terminal
 from rljax.roles import Trees
@@ -118,7 +120,9 @@ def _sum_up(
         summary["exported_step"] = exported
     write_whole(folder / "summary.json", json_text(summary, 2) + "\n")
     terminal.before_after(before, after)
-    shown = [s for s in read_records(folder / "samples.jsonl") if s["step"] == last]
-    terminal.samples([s for s in shown if not s["greedy"]][:4], "sampled after training")
+    if last in sampled_steps(folder):
+        with contextlib.suppress(UserError):  # the table can be read later, or not at all
+            sampled = [row for row in read_samples(folder, last) if not row["greedy"]]
+            terminal.samples(sampled[:4], "sampled after training")
     text = f"done in {summary['wall_seconds']:.0f} s; see {folder}/curves.png and summary.json"
     terminal.say("done", text, summary=summary)

@@ -12,9 +12,10 @@ from rljax.folder import ACCEPTED, FORK, forked_from, holds_run, restore_config
 from rljax.host.agree import agreed, is_writer
 from rljax.host.checkpoint import no_step
 from rljax.host.files import write_whole
+from rljax.host.samples import SAMPLES, sampled_steps, table_path
 from rljax.host.steps import FROZEN, steps_in
 
-COPIED = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", REFERENCE)
+COPIED = ("metrics.jsonl", "evaluations.jsonl", REFERENCE)
 
 
 class Origin(NamedTuple):
@@ -99,6 +100,9 @@ def fork(origin: Origin, folder: Path) -> bool:
         for name in COPIED:
             if (origin.run / name).exists():
                 shutil.copy2(origin.run / name, partial / name)
+        for step in [step for step in sampled_steps(origin.run) if step <= newest]:
+            (partial / SAMPLES).mkdir(exist_ok=True)
+            shutil.copy2(table_path(origin.run, step), table_path(partial, step))
         write_whole(partial / FORK, json.dumps(wanted) + "\n")
         partial.rename(folder)  # onto an empty one, if there is one
     except OSError as error:

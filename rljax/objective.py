@@ -127,9 +127,16 @@ def check_groups(config: Config, algorithm: Algorithm, shaper: Transform) -> Non
 
 
 def make_shaper(config: Config, algorithm: Algorithm, context: Mapping[str, Any]) -> Transform:
-    """A chain: measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
+    """A chain of the ``shaping_stages``."""
+    return shaping.chain(**shaping_stages(config, algorithm, context))
+
+
+def shaping_stages(
+    config: Config, algorithm: Algorithm, context: Mapping[str, Any]
+) -> dict[str, Transform]:
+    """Measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
     if config.length is None:  # nothing is ever sampled
-        return shaping.chain()
+        return {}
     first = {"measure": shaping.length_metrics(**config.length.model_dump())}
     if not algorithm.learns_truncated:
         first["overlong"] = shaping.overlong_filter()
@@ -140,7 +147,7 @@ def make_shaper(config: Config, algorithm: Algorithm, context: Mapping[str, Any]
             raise UserError(f'shaping: the name "{name}" is taken, by a stage of the run\'s own')
         stages[name] = resolve.call(node, shaping, context=context, where=f"shaping.{name}")
         _expect(stages[name], Transform, f"shaping.{name}")
-    return shaping.chain(**first, **stages, **algorithm.filters)
+    return {**first, **stages, **algorithm.filters}
 
 
 def make_rewards(

@@ -33,6 +33,7 @@ from rljax.host.evidence import BadSteps
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, json_text, read_records
+from rljax.host.samples import SAMPLES, keep_samples, table_path, write_samples
 from rljax.host.selection import out_of_patience
 from rljax.host.steps import FROZEN, steps_in
 from rljax.host.stopping import Stopping
@@ -96,14 +97,9 @@ class Run:
             resumed, state = (None, None) if restored is None else restored[:2]
             if best is not None:
                 best.drop_after(resumed)
-            evaluated = {record["step"] for record in self._evaluations}
-            evaluations, samples = (
-                closing.enter_context(contextlib.closing(records))
-                for records in (
-                    self._records("evaluations.jsonl", known=self._evaluations),
-                    self._records("samples.jsonl", up_to_step=resumed, of_steps=evaluated),
-                )
-            )
+            records = self._records("evaluations.jsonl", known=self._evaluations)
+            evaluations = closing.enter_context(contextlib.closing(records))
+            self._keep_samples()
             phase, evaluator = self._with_reference(phase, checkpoints)
             if state is not None:
                 self._made = None  # they were only to ask the reference
@@ -114,10 +110,8 @@ class Run:
                 warn = functools.partial(self._warn, step=step) if step else None
                 figures, responses = evaluator(state, warn)
                 self._evaluations.append(json.loads(json_text({"step": step, **figures})))
+                self._write_samples(step, responses)
                 evaluations.write(self._evaluations[-1])
-                for response in responses:
-                    if response["prompt_index"] < settings.samples:
-                        samples.write({"step": step, **response})
                 if best is not None and best_step(self.config, self._evaluations) == step:
                     best.save(step, state, self._progress(checkpoints), force=True)
                     best.wait()  # a checkpoint after this one must not be without it
@@ -207,6 +201,29 @@ class Run:
 
     def _records(self, name: str, **which: Any) -> Records:
         return Records(self.folder / name if is_writer() else None, report=self._warn, **which)
+
+    def _keep_samples(self) -> None:
+        """Removes the tables of evaluations that are not known, and says of which one is lost."""
+        if not is_writer():
+            return
+        try:
+            missing = keep_samples(self.folder, [record["step"] for record in self._evaluations])
+        except OSError as error:
+            self._warn(f"cannot write to {self.folder / SAMPLES}: {error.strerror}")
+            return
+        if missing and self.built.answering is not None:
+            listed = ", ".join(map(str, missing))
+            self._warn(f"{self.folder / SAMPLES} lacks the tables of the evaluations at {listed}")
+
+    def _write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        most = self.config.evaluation.samples
+        kept = [row for row in samples if most is None or row["prompt_index"] < most]
+        if not kept or not is_writer():
+            return
+        try:
+            write_samples(self.folder, step, kept)
+        except OSError as error:
+            self._warn(f"cannot write {table_path(self.folder, step)}: {error.strerror}", step)
 
     def _warn(self, text: str, step: int | None = None) -> None:
         at = {} if step is None else {"step": step}

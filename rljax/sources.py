@@ -100,6 +100,13 @@ def read_tables(
     return Tables(table, train.weights, prompts, given, list(dict.fromkeys(notes)))
 
 
+def heldout_prompts(config: Config, config_dir: Path, context: Mapping[str, Any]) -> PromptTable:
+    """The prompts of ``data.eval``, which an evaluation numbers in this order."""
+    context = {**context, "heldout": True}
+    rows = _read(config.data.eval, config_dir, context, "data.eval", config.data)
+    return _prompt_table(arranged(rows, "prompts", config.data), context["tokenizer"], config.data)
+
+
 def demonstrations(
     node: Source,
     config: Config,

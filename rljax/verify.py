@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from rich.progress import track
@@ -14,6 +14,7 @@ from rljax.config import load_config, resolved
 from rljax.errors import UserError
 from rljax.folder import holds_run, last_meta, phase_folders
 from rljax.host.metrics import read_lines
+from rljax.host.samples import SAMPLES, read_samples, sampled_steps, table_path
 from rljax.host.secrets import say
 from rljax.host.steps import FROZEN, STATE, DamagedError, check_saved, read_meta, steps_in
 from rljax.host.terminal import Parser, Terminal
@@ -78,6 +79,8 @@ def verify(run: Path, *, progress: bool = False) -> list[Finding]:
     meta = last_meta(run)
     if (run / EVALUATIONS).exists() or (meta and meta["progress"]["evaluations"]):
         findings.append(_check_evaluations(run))
+    if sampled_steps(run) or (meta and _sampled(meta)):
+        findings.append(_check_samples(run, _sampled(meta) if meta else []))
     if (run / REFERENCE).exists():
         fault = fault_of(run / REFERENCE)
         findings.append(Finding(REFERENCE, fault is None, fault or "with the digest it was saved"))
@@ -172,3 +175,24 @@ def _check_evaluations(run: Path) -> Finding:
     if steps != sorted(set(steps)):
         return Finding(name, False, "a step is there twice, or out of order")
     return Finding(name, True, f"{len(records)} evaluations")
+
+
+def _sampled(meta: dict[str, Any]) -> list[int]:
+    """The steps of the evaluations that a checkpoint knows of, as far as they answered prompts."""
+    return [e["step"] for e in meta["progress"].get("evaluations", []) if "accuracy_greedy" in e]
+
+
+def _check_samples(run: Path, expected: list[int]) -> Finding:
+    """A table for each evaluation, of its step, and perhaps later ones."""
+    there = sampled_steps(run)
+    if missing := sorted(set(expected) - set(there)):
+        return Finding(SAMPLES, False, f"lacks the table of step {missing[0]}")
+    for step in there:
+        name = table_path(run, step).name
+        try:
+            steps = {row.get("step") for row in read_samples(run, step)}
+        except UserError:
+            return Finding(SAMPLES, False, f"{name} cannot be read")
+        if steps != {step}:
+            return Finding(SAMPLES, False, f"{name} has rows of another step")
+    return Finding(SAMPLES, True, f"{len(there)} tables")

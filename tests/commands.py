@@ -40,6 +40,11 @@ def pod(
     ]
 
 
+def tables(run: Path) -> dict[str, bytes]:
+    """The tables of samples of a run."""
+    return {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
+
+
 def records(path: Path) -> list[dict]:
     """What was recorded, without what is timed."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]

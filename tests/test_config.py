@@ -352,7 +352,7 @@ def test_resolved_writes_out_every_default():
     assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1}
     assert tree["evaluation"] == {
         "prompts": 256, "prompts_at_once": None, "every_steps": 0, "samples_per_prompt": 1,
-        "sampling": {}, "samples": 16, "best": None, "best_is": None, "patience": None,
+        "sampling": {}, "samples": None, "best": None, "best_is": None, "patience": None,
     }  # fmt: skip
     assert tree["checkpoint"] == {"every_steps": 20, "keep": 2}
     assert tree["run_dir"] is None

@@ -13,6 +13,7 @@ from tiny import SETTINGS
 
 from rljax import algorithms, launch, rewards, shaping
 from rljax.config import load_config
+from rljax.host.samples import read_samples
 from rljax.objective import check_groups, context_of, make_algorithm, make_shaper
 from rljax.tasks import character_tokenizer
 
@@ -137,11 +138,13 @@ def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
     metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert sum(record["rewards/text/failed"] for record in metrics) > 0
     assert all(record["rewards/text/mean"] < 0 for record in metrics)
-    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
-    for sample in samples:
+    for sample in read_samples(Path("run"), 2):
+        failed = bool(set(sample["response"]) & set("#ae"))
         if "9" not in sample["prompt"]:
-            failed = bool(set(sample["response"]) & set("#ae"))
-            assert (sample["reward_raw"] is None) == failed
+            assert (sample["reward_raw"] is None) == (sample["reward/text"] is None) == failed
+        else:  # the reward does not apply
+            assert sample["reward/text"] is None
+            assert sample["reward_raw"] == sample["reward/correct"]
     assert "failed for" in capsys.readouterr().out
 
 

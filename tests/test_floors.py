@@ -18,15 +18,16 @@ FLOORS = [
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},
-    {"heldout", "phases"},
+    {"heldout", "phases", "replay"},
     {"build"},
     {"checks"},
     {"planning"},
-    {"ahead", "analyze", "describe", "doctor", "evaluator", "export", "folder", "starts"},
+    {"ahead", "analyze", "describe", "doctor", "evaluator", "export", "folder", "scoring"}
+    | {"starts"},
     {"finish", "fork", "policies"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "serve", "verify"},
+    {"eval", "plan", "samples", "score", "serve", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

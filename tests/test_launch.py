@@ -8,12 +8,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from commands import process, records
+from commands import process, records, tables
 from tiny import SETTINGS
 
-from rljax import launch
+from rljax import launch, score
+from rljax.config import load_config
+from rljax.host.samples import read_samples, sampled_steps
+from rljax.scoring import make_judging, newest_state
 
 RUN = [*SETTINGS, "steps=24", "warm_start.steps=24", "checkpoint.every_steps=3"]
 # A controller and a running scale, so that adapting state is part of what must survive.
@@ -54,15 +58,40 @@ def test_the_run_folder_is_complete(undisturbed):
     assert [record["step"] for record in metrics] == list(range(1, 25))
     for name in ("length_mean", "length_std", "length_penalty_mean", "response_length_p95"):
         assert all(np.isfinite(record[name]) for record in metrics)
-    samples = records(folder / "samples.jsonl")
-    assert {sample["step"] for sample in samples} == {0, 24}
-    assert all({"prompt", "response", "reward_raw", "reward_shaped"} <= s.keys() for s in samples)
-    assert all(sample["prompt"].endswith("=") for sample in samples)
+    assert sampled_steps(folder) == [0, 24]
+    for row in (row for step in (0, 24) for row in read_samples(folder, step)):
+        assert row["prompt"].endswith("=")
+        assert row["length_verdict"] == "short" or row["length_tokens"] >= 4
+        assert row["reward/correct"] == row["reward_raw"] == row["correct"]
+        assert row["shaping"] == pytest.approx(row["reward_shaped"] - row["reward_raw"])
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["algorithm"]["clip_low"] == 0.2  # a default, written out
     for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
         assert (folder / "policy" / name).stat().st_size > 0
+
+
+def test_a_runs_own_samples_are_scored_as_the_run_did(undisturbed, capsys):
+    """With what its controllers have learned; the price of the KL is left out."""
+    folder, _ = undisturbed
+    out = folder.parent / "scored.parquet"
+    table = folder / "samples/00000024.parquet"
+    assert score.main([str(table), "--config", str(folder), "--out", str(out)]) == 0
+    assert f"shaping is that of {folder} at step 24" in capsys.readouterr().out
+    judging = make_judging(load_config(folder / "config.yaml", []))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(newest_state(judging, folder)[0])
+    expected = [
+        leaf for path, leaf in final_state(folder).items() if "['shaping']['length']" in path
+    ]
+    assert len(leaves) > 3
+    assert sorted(np.asarray(leaf).tobytes() for _, leaf in leaves) == sorted(expected)
+    compared = 0
+    for mine, theirs in zip(read_samples(folder, 24), pq.read_table(out).to_pylist(), strict=True):
+        whole = len(mine["response"]) + (not mine["truncated"]) == mine["length_tokens"]
+        for name in (*(("length_tokens", "length_verdict") if whole else ()), "truncated"):
+            assert mine[name] == theirs[name]
+        compared += whole
+    assert compared > 3
 
 
 def test_output_that_is_no_terminal_is_json_lines(undisturbed):
@@ -105,8 +134,9 @@ def test_trl_3247_a_resumed_run_was_another_run(undisturbed, tmp_path):
     assert run.returncode == 0, err
     assert '"event": "resume"' in out
     assert final_state(tmp_path) == final_state(expected)
-    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert records(tmp_path / name) == records(expected / name)
+    assert tables(tmp_path) == tables(expected)
     weights = "policy/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (expected / weights).read_bytes()
 

@@ -1,14 +1,17 @@
 """Going on with a run: from what, with which changes, and what is said of it."""
 
+import errno
 import json
+import os
 import shutil
 
 import jax
 import pytest
-from commands import records
+from commands import records, tables
 from tiny import CONFIG, SETTINGS
 
 from rljax import launch, verify
+from rljax import run as run_module
 from rljax.build import build
 from rljax.config import load_config
 from rljax.folder import locked, open_folder
@@ -45,6 +48,14 @@ def said(capsys, *arguments: str, code: int = 2) -> str:
 
 def events(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def warnings(folder) -> list[str]:
+    return [event["text"] for event in events(folder) if event["event"] == "warning"]
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def digests_of(folder, step: int) -> dict[str, str]:
@@ -108,6 +119,8 @@ def test_a_fork_goes_on_in_a_folder_of_its_own(run, tmp_path, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert digests_of(forked, 2) == digests_of(run, 2)
     assert records(forked / "metrics.jsonl")[:2] == records(run / "metrics.jsonl")[:2]
+    assert {"00000000.parquet", "00000003.parquet"} <= tables(forked).keys()
+    assert tables(forked)["00000002.parquet"] == tables(run)["00000002.parquet"]
     assert steps_in(forked / "checkpoints") == [0, 2, 3]
     assert read_meta(forked / "checkpoints", 3)["forked_from"] == {"run": str(run), "step": 2}
     assert launch.main([*command]) == 0  # it is there: the same command goes on
@@ -174,9 +187,29 @@ def test_samples_of_an_evaluation_that_is_not_known_are_not_there_twice(run, fin
     meta = read_meta(run / "checkpoints", 2)
     meta["progress"]["evaluations"].pop()
     (run / "checkpoints/2/meta/metadata").write_text(json.dumps(sealed(meta)))
+    (run / "samples/00000002.parquet").write_bytes(b"of another course")
+    shutil.copy(run / "samples/00000004.parquet", run / "samples/00000003.parquet")
     assert launch.main([*RUN, f"run_dir={run}"]) == 0
-    for name in ("evaluations.jsonl", "samples.jsonl"):
-        assert records(run / name) == records(finished / name)
+    assert records(run / "evaluations.jsonl") == records(finished / "evaluations.jsonl")
+    assert tables(run) == tables(finished)
+    assert not [text for text in warnings(run) if "/samples" in text]
+
+
+def test_samples_that_are_lost_are_told(run):
+    (run / "samples/00000002.parquet").unlink()
+    assert launch.main([*RUN, f"run_dir={run}"]) == 0
+    (told,) = [text for text in warnings(run) if "/samples" in text]
+    assert told.endswith("/samples lacks the tables of the evaluations at 2")
+
+
+def test_samples_that_cannot_be_written_stop_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "write_samples", full_disk)
+    assert launch.main([*RUN, "steps=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    told = [text for text in warnings(tmp_path / "run") if text.startswith("cannot write")]
+    assert [text.rpartition("/")[2] for text in told] == [
+        f"{step:08d}.parquet: No space left on device" for step in (0, 1)
+    ]
+    assert verify.main([str(tmp_path / "run")]) == 1
 
 
 def test_a_run_may_be_called_by_a_number(run, monkeypatch):
@@ -202,8 +235,9 @@ def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys
     assert [event["step"] for event in told] == [4]
     assert (run / "set_aside/4").is_dir()
     assert digests_of(run, 4) == digests_of(finished, 4)
-    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert records(run / name) == records(finished / name)
+    assert tables(run) == tables(finished)
     assert verify.main([str(run)]) == 0
 
 
@@ -223,7 +257,7 @@ def test_records_that_lack_steps_are_told_and_kept_as_they_were(run):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[2:]]) + "\n")
     assert launch.main([*RUN, f"run_dir={run}"]) == 0
-    told = [event["text"] for event in events(run) if event["event"] == "warning"]
+    told = warnings(run)
     assert any("metrics.jsonl has records of 3 of 4 steps" in text for text in told)
     assert (run / "metrics.jsonl.damaged").read_text().splitlines()[1] == "{"
 
@@ -291,6 +325,14 @@ def test_stopped_again_and_again_between_steps_and_in_evaluations_it_ends_as_it_
         (lambda run: (run / "checkpoints/99").mkdir(), "checkpoints/99"),
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics"),
         (lambda run: (run / "evaluations.jsonl").unlink(), "evaluations"),
+        (lambda run: (run / "samples/00000002.parquet").unlink(), "samples"),
+        (lambda run: (run / "samples/00000002.parquet").write_bytes(b"PAR1"), "samples"),
+        (
+            lambda run: shutil.copy(
+                run / "samples/00000004.parquet", run / "samples/00000002.parquet"
+            ),
+            "samples",
+        ),
     ],
 )
 def test_verify_names_what_is_damaged(run, capsys, damage, part):

@@ -1,13 +1,16 @@
 """From judged responses to the figures and samples of an evaluation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rljax.lengths import verdict
+from rljax.host.samples import REWARD
+from rljax.lengths import VERDICTS, verdict
+from rljax.types import PYTHON_REWARD
 
 BY_SOURCE = ("accuracy_", "pass@", "length_mean", "reward_mean")  # beginnings of figures' names
 
@@ -20,7 +23,7 @@ class Evaluated(NamedTuple):
 
 
 def join(parts: Sequence[tuple]) -> tuple:
-    """(rollout, rewards, scored) of all prompts, from those of some prompts each.
+    """(rollout, rewards, …) of all prompts, from those of some prompts each.
 
     Takes host arrays of the same T; the metrics of the drawing are left out.
     """
@@ -37,6 +40,7 @@ def summarise(
     scored,
     tokenizer,
     *,
+    each: Mapping[str, np.ndarray] = MappingProxyType({}),
     samples: int = 1,
     sources: Sequence[str] | None = None,
     min_tokens: int,
@@ -44,9 +48,9 @@ def summarise(
     shaped: bool = True,
 ) -> Evaluated:
     """Takes host arrays, 1 + ``samples`` rows per prompt: greedy, then sampled; ``scored`` is False
-    for those that a reward in Python failed for, which enter no figure of accuracy or reward. If
-    not ``shaped``, nothing is said of the shaped reward: it is one among others to the same prompt,
-    which an evaluation does not have.
+    for those that a reward in Python failed for, which enter no figure of accuracy or reward.
+    ``each`` has the rewards by name. If not ``shaped``, nothing is said of the shaped reward: it is
+    one among others to the same prompt, which an evaluation does not have.
 
     ``accuracy_greedy`` and ``accuracy_sampled`` are shares of correct responses; the rest is of the
     sampled ones: ``length_mean`` in tokens, ``in_band_ratio``, ``truncated_ratio``,
@@ -104,28 +108,76 @@ def summarise(
                 for name, value in of_source.items()
                 if name.startswith(BY_SOURCE)
             }
+    rows = records(
+        rollout.replace(greedy=np.arange(ok.size) % (1 + samples) == 0),
+        rewards,
+        scored,
+        tokenizer,
+        each=each,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        shaped=shaped,
+    )
+    places = [
+        {"prompt_index": prompt} | ({} if sources is None else {"source": sources[prompt]})
+        for prompt, _ in np.ndindex(ok.shape)
+    ]
+    return Evaluated(figures, [place | row for place, row in zip(places, rows, strict=True)])
+
+
+def records(
+    rollout,
+    rewards,
+    scored,
+    tokenizer,
+    *,
+    each: Mapping[str, np.ndarray],
+    min_tokens: int,
+    max_tokens: int,
+    shaped: bool = True,
+) -> list[dict[str, Any]]:
+    """Every response as a row of a table of samples (``rljax.host.samples``), of host arrays.
+
+    Null is what a reward failed for: it gave no value by itself, or the response is not ``scored``.
+    """
     prompts = tokenizer.batch_decode(_select(rollout.tokens, rollout.mask & ~rollout.action_mask))
     responses = tokenizer.batch_decode(
         _select(rollout.tokens, rollout.action_mask), skip_special_tokens=True
     )
-    records = [
+    verdicts = verdict(rollout.lengths, min_tokens, max_tokens)
+    raw, all_shaped = (np.asarray(x, np.float64) for x in (rewards.raw, rewards.shaped))
+    with np.errstate(invalid="ignore"):  # of rewards that are not finite
+        added = all_shaped - raw
+
+    def number(value, known=True) -> float | None:
+        return float(value) if known and np.isfinite(value) else None
+
+    return [
         {
-            "prompt_index": prompt,
-            **({} if sources is None else {"source": sources[prompt]}),
             "prompt": prompts[row],
             "response": responses[row],
-            "greedy": at == 0,
-            "length_tokens": int(lengths[prompt, at]),
-            "truncated": bool(truncated[prompt, at]),
-            "correct": bool(correct[prompt, at]) if ok[prompt, at] else None,
-            "reward_raw": float(raw[prompt, at]) if ok[prompt, at] else None,
-            "reward_shaped": (
-                float(shaped_rewards[prompt, at]) if ok[prompt, at] and shaped else None
-            ),
+            "greedy": bool(rollout.greedy[row]),
+            "length_tokens": int(rollout.lengths[row]),
+            "length_verdict": VERDICTS[verdicts[row]],
+            "truncated": bool(rollout.truncated[row]),
+            "correct": bool(rewards.correct[row]) if ok else None,
+            **{REWARD + name: number(values[row]) for name, values in each.items()},
+            "reward_raw": number(raw[row], ok),
+            "shaping": number(added[row], ok and shaped),
+            "reward_shaped": number(all_shaped[row], ok and shaped),
         }
-        for row, (prompt, at) in enumerate(np.ndindex(ok.shape))
+        for row, ok in enumerate(scored)
     ]
-    return Evaluated(figures, records)
+
+
+def values_of_each(rollout, scored) -> dict[str, np.ndarray]:
+    """The rewards of a rollout by name, NaN where one in Python has failed or does not apply."""
+
+    def given(name: str, values: np.ndarray) -> np.ndarray:
+        said = rollout.extras.get(PYTHON_REWARD + name, values)
+        return np.where(np.isfinite(said), values, np.nan)
+
+    return {name: given(name, values) for name, values in (scored.each or {}).items()}
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

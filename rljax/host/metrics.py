@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +40,12 @@ class Records:
         path: Path | None,
         *,
         up_to_step: int | None = None,
-        of_steps: Collection[int] | None = None,
         known: Sequence[dict[str, Any]] | None = None,
         report: Callable[[str], None] = print,
     ):
         """Goes on after the records up to and including ``up_to_step``; later ones, which the
-        resumed run will write again, are dropped, and so are those of other steps than ``of_steps``
-        if these are given. None starts anew. Records that are ``known`` take the place of those in
-        the file.
+        resumed run will write again, are dropped. None starts anew. Records that are ``known`` take
+        the place of those in the file.
 
         Without a ``path`` nothing is written: another process of the run does it. What cannot be
         read or written is told to ``report``, and stops nothing."""
@@ -56,10 +54,7 @@ class Records:
             return
 
         def is_kept(line: Line) -> bool:
-            step = None if line.record is None else line.record["step"]
-            return (
-                step is not None and step <= up_to_step and (of_steps is None or step in of_steps)
-            )
+            return line.record is not None and line.record["step"] <= up_to_step
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rljax.host.metrics import Journal, json_text
+from rljax.host.samples import REWARD
 from rljax.host.secrets import redact, redacted
 
-KINDS = ("raw", "shaped")  # of rewards
+MARKS = {True: "✓", False: "✗", None: ""}  # of what is correct, or was not judged
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 
 
@@ -91,20 +92,23 @@ class Terminal:
         self.console.print(table)
 
     def samples(self, samples: list[dict[str, Any]], title: str) -> None:
+        """Rows of a table of samples: see ``rljax.host.samples``."""
         if not self.rich or not samples:
             return
+        each = [name for name in samples[0] if name.startswith(REWARD)]
+        rewards = {name: name.removeprefix(REWARD) for name in each if len(each) > 1}
+        rewards |= {"reward_raw": "raw", "shaping": "shaping", "reward_shaped": "shaped"}
         table = Table(title=_literal(title), title_justify="left")
-        table.add_column("prompt")
-        table.add_column("response", overflow="fold")
-        for heading in ("tokens", *KINDS):
-            table.add_column(heading, justify="right")
+        table.add_column("prompt", overflow="fold")
+        table.add_column("response", overflow="fold", ratio=1)
+        table.add_column("")
+        for heading in ("tokens", *rewards.values()):
+            table.add_column(_literal(heading), justify="right")
         for s in samples:
             table.add_row(
-                *(_literal(s["prompt"]), _literal(s["response"]), str(s["length_tokens"])),
-                *(
-                    "" if s[f"reward_{kind}"] is None else f"{s[f'reward_{kind}']:.2f}"
-                    for kind in KINDS
-                ),
+                *(_literal(s["prompt"]), _literal(s["response"]), MARKS[s["correct"]]),
+                _length(s),
+                *("" if s[name] is None else f"{s[name]:.2f}" for name in rewards),
             )
         self.console.print(table)
 
@@ -156,6 +160,13 @@ class PhaseBar:
             rounded = {name: round(value, 4) for name, value in figures.items()}
             fields = {"phase": self._name, "step": done, "of": self._steps, **rounded}
             self._terminal.emit("step", fields)
+
+
+def _length(sample: dict[str, Any]) -> str:
+    """Such as "45 long", or "72 long, cut"."""
+    words = [sample["length_verdict"]] if sample["length_verdict"] != "in band" else []
+    words += ["cut"] if sample["truncated"] else []
+    return f"{sample['length_tokens']} {', '.join(words)}".strip()
 
 
 def _literal(text: str) -> str:

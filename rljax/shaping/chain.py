@@ -1,6 +1,7 @@
 """Transforms of the rewards, composed in order."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from rljax.errors import UserError, reason
 from rljax.masked import masked_mean, masked_sum
@@ -10,11 +11,8 @@ from rljax.types import Metrics, Rewards, Rollout, State, Transform
 def chain(**stages: Transform) -> Transform:
     """Applies named stages one after another; the state is a dict by their names.
 
-    Metrics, over the responses that counted before the first stage: ``reward_mean`` (raw),
-    ``reward_shaped_mean``, ``accuracy`` (the share of correct responses),
-    ``reward_shaping_ratio`` = Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all that
-    shaping added to it; and those of the stages, a name that is taken already prefixed by the
-    stage's. Over all responses: ``left_out_ratio``, the share that is not learned from.
+    Metrics: the ``reward_figures``, of the responses that counted before the first stage, and those
+    of the stages, a name that is taken already prefixed by the stage's.
     """
 
     def init() -> State:
@@ -28,15 +26,7 @@ def chain(**stages: Transform) -> Transform:
                 name, stage, rewards, state[name], rollout
             )
             collected.append((name, stage_metrics))
-        shaping = masked_sum(jnp.abs(rewards.shaped - rewards.raw), measured)
-        total = masked_sum(jnp.abs(rewards.raw), measured) + shaping
-        metrics = {
-            "reward_mean": masked_mean(rewards.raw, measured),
-            "reward_shaped_mean": masked_mean(rewards.shaped, measured),
-            "accuracy": masked_mean(rewards.correct.astype(jnp.float32), measured),
-            "left_out_ratio": masked_mean((~rewards.counted).astype(jnp.float32), ~rollout.greedy),
-            "reward_shaping_ratio": jnp.where(total > 0, shaping / jnp.maximum(total, 1e-8), 0.0),
-        }
+        metrics = reward_figures(rewards, measured, ~rollout.greedy)
         for name, stage_metrics in collected:
             metrics |= {
                 f"{name}/{key}" if key in metrics else key: value
@@ -50,6 +40,27 @@ def chain(**stages: Transform) -> Transform:
         needs_reference=any(stage.needs_reference for stage in stages.values()),
         needs_groups=any(stage.needs_groups for stage in stages.values()),
     )
+
+
+def reward_figures(
+    rewards: Rewards, measured: Bool[Array, " B"], drawn: Bool[Array, " B"]
+) -> Metrics:
+    """What is said of shaped rewards as a whole.
+
+    Over the responses that are ``measured``: ``reward_mean`` (raw), ``reward_shaped_mean``,
+    ``accuracy`` (the share of correct responses) and ``reward_shaping_ratio`` =
+    Σ|s| / (Σ|r| + Σ|s|), with r a response's raw reward and s all that shaping added to it. Over
+    all that were ``drawn`` to be learned from: ``left_out_ratio``, the share that is not.
+    """
+    shaping = masked_sum(jnp.abs(rewards.shaped - rewards.raw), measured)
+    total = masked_sum(jnp.abs(rewards.raw), measured) + shaping
+    return {
+        "reward_mean": masked_mean(rewards.raw, measured),
+        "reward_shaped_mean": masked_mean(rewards.shaped, measured),
+        "accuracy": masked_mean(rewards.correct.astype(jnp.float32), measured),
+        "left_out_ratio": masked_mean((~rewards.counted).astype(jnp.float32), drawn),
+        "reward_shaping_ratio": jnp.where(total > 0, shaping / jnp.maximum(total, 1e-8), 0.0),
+    }
 
 
 def _apply(name: str, stage: Transform, rewards: Rewards, state: State, rollout: Rollout):

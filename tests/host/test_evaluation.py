@@ -9,8 +9,9 @@ from builders import few, make_rewards, make_rollout, pad_columns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rljax.host.evaluation import join, pass_at_k, summarise
+from rljax.host.evaluation import join, pass_at_k, summarise, values_of_each
 from rljax.tasks import character_tokenizer
+from rljax.types import PYTHON_REWARD, Scored
 
 TOKENIZER = character_tokenizer()
 # Greedy, then sampled, of each of two prompts; $ is the EOS, and the last was cut off.
@@ -83,8 +84,24 @@ def test_every_response_is_a_record():
     assert [sample["correct"] for sample in samples] == [True, True, False, False]
     assert [sample["length_tokens"] for sample in samples] == LENGTHS
     assert [sample["truncated"] for sample in samples] == [False, False, False, True]
+    assert [sample["length_verdict"] for sample in samples] == ["short", "in band", "short", "long"]
     assert [sample["reward_raw"] for sample in samples] == RAW
+    assert [sample["shaping"] for sample in samples] == [0.0, -0.5, 0.0, -0.25]
     assert [sample["reward_shaped"] for sample in samples] == [1.0, 0.5, 0.0, 0.25]
+
+
+def test_each_reward_is_told_by_its_name_and_null_where_it_gave_nothing():
+    rollout, rewards = judged()
+    said = np.array([2.0, np.nan, -np.inf, 0.0])  # failed, and does not apply
+    rollout = rollout.replace(extras={PYTHON_REWARD + "style": said})
+    values = {"correct": np.array(RAW), "style": np.array([2.0, 0.5, 0.0, 0.0])}
+    scored = Scored(rewards.raw, rewards.correct, SCORED, {}, values)
+    each = values_of_each(rollout, scored)
+    _, samples = summarise(
+        rollout, rewards, SCORED, TOKENIZER, each=each, min_tokens=4, max_tokens=5
+    )
+    assert [sample["reward/correct"] for sample in samples] == RAW
+    assert [sample["reward/style"] for sample in samples] == [2.0, None, None, 0.0]
 
 
 def test_verl_a_failed_reward_function_silently_scores_0():
@@ -98,6 +115,7 @@ def test_verl_a_failed_reward_function_silently_scores_0():
     assert [sample["correct"] for sample in samples] == [True, None, None, False]
     assert [sample["reward_raw"] for sample in samples] == [1.0, None, None, 0.5]
     assert [sample["reward_shaped"] for sample in samples] == [1.0, None, None, 0.25]
+    assert [sample["shaping"] for sample in samples] == [0.0, None, None, -0.25]
 
 
 def test_nothing_scored_gives_0_and_no_nan():
@@ -116,6 +134,7 @@ def test_without_its_group_nothing_is_said_of_a_shaped_reward():
     assert "reward_shaped_mean" not in figures
     assert figures["reward_mean"] == 0.75
     assert all(sample["reward_shaped"] is None for sample in samples)
+    assert all(sample["shaping"] is None for sample in samples)
 
 
 # Several samples per prompt

@@ -140,7 +140,8 @@ def test_lines_and_records_and_command_lines(environment, capsys, tmp_path):
 def test_tables(environment):
     terminal = Terminal()
     terminal.console, terminal.rich = Console(file=io.StringIO(), width=80), True
-    sample = {"length_tokens": 1, "reward_raw": 1.0, "reward_shaped": 1.0}
+    sample = {"length_tokens": 1, "length_verdict": "in band", "truncated": False}
+    sample |= {"correct": True, "reward_raw": 1.0, "shaping": 0.0, "reward_shaped": 1.0}
     terminal.say("news", f"with {VALUE}")
     terminal.samples([{"prompt": VALUE, "response": VALUE, **sample}], VALUE)
     terminal.figures({VALUE: 1.0}, VALUE)
