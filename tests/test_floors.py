@@ -8,6 +8,7 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
+    {"plugins"},
     {"grouped", "health", "kl", "lengths", "masked", "metrics", "resolve", "signatures"}
     | {"sharding", "trees", "yaml_text"},
     {"config_file"},
@@ -26,7 +27,7 @@ FLOORS = [
     {"finish", "fork"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "verify"},
+    {"catalogue", "eval", "plan", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent
