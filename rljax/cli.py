@@ -14,6 +14,7 @@ usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
        rljax doctor MODEL
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
        rljax verify RUN
+       rljax list [ROOM] [NAME] [--json]
        rljax --version
 
 launch  train a language model
@@ -22,9 +23,11 @@ eval    answer held-out prompts, and judge the answers
 doctor  say what a model folder is, and what training it takes
 plan    say what a run would take on devices that are not there
 verify  check the checkpoints and records of a run
+list    show every reward, shaping stage, algorithm, model family and recipe
 
 `rljax COMMAND --help` tells more."""
-COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify")
+COMMANDS = ("launch", "export", "eval", "doctor", "plan", "verify", "list")
+MODULES = {"list": "catalogue"}  # of commands whose module is called otherwise
 
 
 def main() -> int:
@@ -33,7 +36,7 @@ def main() -> int:
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
-        return importlib.import_module(f"rljax.{command}").main(arguments)
+        return importlib.import_module(f"rljax.{MODULES.get(command, command)}").main(arguments)
     if command == "--version":
         print(__version__)
         return 0
