@@ -3,7 +3,9 @@
 import importlib
 import inspect
 import itertools
+import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -100,13 +102,14 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         say(f"error: list: {error}")
         return 2
-    if options.json or not Terminal().rich:
-        for entry in entries:
-            print(json_text(redacted(as_json(entry))))
-    else:
+    if not options.json and Terminal().rich:
         parts = map(page, entries) if in_full else [tables(entries)]
-        for part in parts:
-            Console(highlight=False).print(part)
+        Console(highlight=False).print(*parts)
+        return 0
+    try:
+        print("\n".join(json_text(redacted(as_json(entry))) for entry in entries), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -229,11 +232,9 @@ def page(entry: Entry) -> Group:
 def _reflowed(doc: str) -> Iterator[Padding]:
     """A docstring for a terminal of any width: its paragraphs and arguments, each with the indent
     that it has."""
-    whole = inspect.cleandoc(doc)
-    # A line goes on with the one above if both stand at the margin, or if it hangs from an argument.
-    goes_on = r"(?m)(?<=\S)\n(?=[^\s>])|^( +)(\S.*)\n\1 +(?=\S)"
-    for block in whole.split("\n\n"):
-        text = block
+    # A line goes on with the one above if it stands at the margin, or hangs from an argument.
+    goes_on = r"(?m)(?<=\S)\n(?=\S)|^( +)(\S.*)\n\1 +(?=\S)"
+    for text in doc.split("\n\n"):
         while ">>>" not in text and (joined := re.sub(goes_on, _join, text)) != text:
             text = joined
         for line in (*text.splitlines(), ""):

@@ -192,6 +192,7 @@ def test_type_checkers_names_and_any_keywords_do_no_harm():
 
 
 def test_nothing_is_looked_for_at_import_and_no_device_is_started():
+    """And a reader that has seen enough is no error."""
     code = (
         "import sys\n"
         "import rljax.rewards, rljax.shaping, rljax.algorithms, rljax.resolve\n"
@@ -203,6 +204,11 @@ def test_nothing_is_looked_for_at_import_and_no_device_is_started():
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
         "assert 'transformers' not in sys.modules\n"
+        "import os\n"
+        "reads, writes = os.pipe()\n"
+        "os.close(reads)\n"
+        "sys.stdout = open(writes, 'w')\n"
+        "assert cli.main() == 0\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,6 +15,8 @@ from rljax.config import load_config, resolved
 from rljax.errors import UserError
 from rljax.host.provenance import versions
 from rljax.host.steps import read_meta
+from rljax.objective import make_rewards
+from rljax.tasks import character_tokenizer
 from rljax.types import Controller
 
 GENTLE = """
@@ -198,7 +200,8 @@ def score(completions):
 """
 OURS = [
     *("sampling.group_size=2", "data.prompts_per_step=8", "optimizer.value=null"),
-    *("warm_start=null", "evaluation.prompts=8", "algorithm=median_grpo"),
+    *("warm_start=null", "evaluation.prompts=8", "steps=2", "checkpoint.every_steps=1"),
+    "algorithm=median_grpo",
     "rewards={correct: brevity_match, judged: judge}",
     "shaping={length: {fn: smooth_band, step_tokens: 0.5, ready: 0}}",
 ]
@@ -246,16 +249,27 @@ def test_a_keyword_of_a_plug_in_is_checked_in_a_config():
 
 
 @pytest.mark.usefixtures("ours")
+def test_a_plug_in_may_read_the_reward_model():
+    config = load_config(CONFIG, ["rewards={correct: brevity_match}", "models.reward=a/b"])
+    score, in_python = make_rewards(config, {"tokenizer": character_tokenizer()})
+    assert callable(score)
+    assert in_python == {}
+    config = load_config(CONFIG, ["rewards={correct: exact_match}", "models.reward=a/b"])
+    with pytest.raises(UserError, match=r"models\.reward: none of the rewards is a reward_model"):
+        make_rewards(config, {})
+
+
+@pytest.mark.usefixtures("ours")
 def test_a_run_of_plug_ins_goes_on_where_it_stopped(tmp_path, capsys):
     """Its reward in Python is asked in processes of their own, which find the package too."""
     run = tmp_path / "run"
     command = [*SETTINGS, *OURS, f"run_dir={run}"]
     assert launch.main(command) == 0, capsys.readouterr().err
     whole = records(run / "metrics.jsonl")
-    assert [record["shaping/length/max_tokens"] for record in whole] == [11.5, 11.0, 10.5, 10.0]
+    assert [record["shaping/length/max_tokens"] for record in whole] == [11.5, 11.0]
     assert all(record["rewards/judged/mean"] > 0 for record in whole)
-    shutil.rmtree(run / "checkpoints" / "4")
+    shutil.rmtree(run / "checkpoints" / "2")
     assert launch.main(["--resume", str(run)]) == 0, capsys.readouterr().err
     assert records(run / "metrics.jsonl") == whole
-    saved = read_meta(run / "checkpoints", 4)["versions"]
+    saved = read_meta(run / "checkpoints", 2)["versions"]
     assert (saved["length-shaper-plugin"], saved["judge"]) == ("0.1.0", "1.0")
