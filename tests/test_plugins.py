@@ -203,7 +203,7 @@ OURS = [
     *("warm_start=null", "evaluation.prompts=8", "steps=2", "checkpoint.every_steps=1"),
     "algorithm=median_grpo",
     "rewards={correct: brevity_match, judged: judge}",
-    "shaping={length: {fn: smooth_band, step_tokens: 0.5, ready: 0}}",
+    "shaping={length: {fn: smooth_band, step_tokens: 0.5, least_accuracy: 0}}",
 ]
 
 
@@ -226,8 +226,8 @@ def test_a_config_keeps_the_names_with_every_default(tmp_path):
     }
     assert tree["rewards"]["judged"] == {"fn": "judge", "on_failure": 0.0}
     assert tree["shaping"]["length"] == {
-        **{"fn": "smooth_band", "weight": 0.3, "knee_below": 5.0, "knee_above": 20.0},
-        **{"step_tokens": 0.5, "ready": 0},
+        **{"fn": "smooth_band", "weight": 0.3, "knee_below": 5.0, "knee_above": 10.0},
+        **{"step_tokens": 0.5, "least_accuracy": 0},
     }
     (tmp_path / "config.yaml").write_text(json.dumps(tree))
     again = resolved(load_config(tmp_path / "config.yaml", []))
@@ -241,11 +241,14 @@ def test_a_config_keeps_the_names_with_every_default(tmp_path):
 @pytest.mark.usefixtures("ours")
 def test_a_keyword_of_a_plug_in_is_checked_in_a_config():
     with pytest.raises(
-        UserError, match=r'shaping\.length: unknown key "raedy"; did you mean "ready"'
+        UserError,
+        match=r'shaping\.length: unknown key "leest_accuracy"; did you mean "least_accuracy"',
     ):
-        tiny_build(*OURS, "shaping.length.raedy=1")
-    with pytest.raises(UserError, match=r"shaping\.length\.ready: input should be a valid number"):
-        tiny_build(*OURS, "shaping.length.ready=soon")
+        tiny_build(*OURS, "shaping.length.leest_accuracy=1")
+    with pytest.raises(
+        UserError, match=r"shaping\.length\.least_accuracy: input should be a valid number"
+    ):
+        tiny_build(*OURS, "shaping.length.least_accuracy=soon")
 
 
 @pytest.mark.usefixtures("ours")

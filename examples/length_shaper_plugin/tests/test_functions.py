@@ -50,12 +50,12 @@ def rewards_of(rollout: Rollout, raw, counted=None) -> Rewards:
     )
 
 
-def shaped(stage, lengths, state=None, counted=None, **layout):
+def shaped(stage, lengths, state=None, *, raw=None, counted=None, **layout):
     """What a stage takes from each response, and its state behind the batch."""
     rollout = rollout_of(lengths, **layout)
-    rewards = rewards_of(rollout, [0.0] * len(lengths), counted)
+    rewards = rewards_of(rollout, [1.0] * len(lengths) if raw is None else raw, counted)
     after, state, _ = stage.apply(rewards, stage.init() if state is None else state, rollout)
-    return -np.asarray(after.response), state
+    return np.asarray(rewards.response - after.response), state
 
 
 # ---- smooth_band
@@ -69,7 +69,7 @@ def test_the_cost_by_hand():
 
 
 def test_nothing_is_too_long_before_the_edge_has_come_down():
-    stage = smooth_band(**BAND, step_tokens=4.0, ready=0.5)
+    stage = smooth_band(**BAND, step_tokens=4.0)
     costs, state = shaped(stage, [4, 12])
     assert costs.tolist() == [0.0, 0.0]
     assert float(state.max_tokens) == 8.0
@@ -80,16 +80,19 @@ def test_nothing_is_too_long_before_the_edge_has_come_down():
     assert float(state.max_tokens) == 6.0
 
 
-def test_the_edge_waits_for_the_policy():
-    stage = smooth_band(**BAND, ready=0.75)
-    _, state = shaped(stage, [13, 13, 4, 4])
+def test_the_edge_waits_while_the_answers_are_wrong():
+    stage = smooth_band(**BAND, least_accuracy=0.75)
+    _, state = shaped(stage, [4, 4, 4, 4], raw=[1, 1, 0, 0])
     assert float(state.max_tokens) == 12.0
-    _, state = shaped(stage, [13, 4, 4, 4], state)
+    _, state = shaped(stage, [4, 4, 4, 4], state, raw=[1, 1, 1, 0])
     assert float(state.max_tokens) == 11.0
 
 
-def test_a_batch_of_which_nothing_counts_moves_nothing():
-    stage = smooth_band(**BAND, ready=0.0)
+def test_what_does_not_count_moves_nothing():
+    stage = smooth_band(**BAND, least_accuracy=0.75)
+    _, state = shaped(stage, [4, 4], raw=[0, 1], counted=[False, True])
+    assert float(state.max_tokens) == 11.0
+    stage = smooth_band(**BAND, least_accuracy=0.0)
     _, state = shaped(stage, [4, 4], counted=[False, False])
     assert float(state.max_tokens) == 12.0
 
@@ -113,7 +116,7 @@ def test_compiled_equals_eager():
     "keywords",
     [
         *({"max_tokens": 3}, {"max_tokens": 13}, {"weight": -1.0}, {"knee_below": 0.0}),
-        *({"knee_above": -1.0}, {"step_tokens": 0.0}, {"ready": 1.5}),
+        *({"knee_above": -1.0}, {"step_tokens": 0.0}, {"least_accuracy": 1.5}),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(keywords):

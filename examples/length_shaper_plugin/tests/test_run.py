@@ -26,7 +26,7 @@ TINY = [
 ]
 OURS = [
     "rewards={correct: brevity_match}",
-    "shaping={length: {fn: smooth_band, step_tokens: 0.5, ready: 0}}",
+    "shaping={length: {fn: smooth_band, step_tokens: 0.5, least_accuracy: 0}}",
     "algorithm=median_grpo",
 ]
 
@@ -58,6 +58,6 @@ def test_a_run_that_names_them_goes_on_where_it_stopped(tmp_path):
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert written["algorithm"]["fn"] == "median_grpo"
     assert written["rewards"]["correct"]["half_tokens"] == 50.0
-    assert written["shaping"]["length"]["knee_above"] == 20.0
+    assert written["shaping"]["length"]["knee_above"] == 10.0
     shutil.rmtree(run / "checkpoints" / "4")
     assert launch(run) == whole

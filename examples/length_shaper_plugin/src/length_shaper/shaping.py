@@ -1,4 +1,4 @@
-"""A length band whose upper edge starts at the budget and closes in as the policy follows."""
+"""A length band whose upper edge starts at the budget and closes in while the answers are right."""
 
 from typing import NamedTuple
 
@@ -21,17 +21,17 @@ def smooth_band(
     *,
     weight: float = 0.3,
     knee_below: float = 5.0,
-    knee_above: float = 20.0,
+    knee_above: float = 10.0,
     step_tokens: float = 1.0,
-    ready: float = 0.9,
+    least_accuracy: float = 0.5,
 ) -> Transform:
     """Subtracts weight · h(d / knee), d the tokens outside the band.
 
     h is Huber's function, ½u² up to 1 and u − ½ from there: level at the band's edge, and a
     straight line far off, where every further token costs as much as the one before. A short
     response is judged by ``knee_below``, a long one by ``knee_above``. The upper edge starts at the
-    budget, where nothing is too long, and comes down to ``max_tokens`` as fast as the policy
-    follows.
+    budget, where nothing is too long, and comes down to ``max_tokens``; it waits while the answers
+    are wrong.
 
     Correct beats wrong while weight · h is below the difference between their rewards.
 
@@ -39,10 +39,10 @@ def smooth_band(
       min_tokens, max_tokens, budget_tokens: by default those of the run.
       weight: in units of the reward.
       knee_below, knee_above: the tokens outside the band from which the cost is a straight line.
-      step_tokens: by how much the edge comes down after a batch that is ready for it.
-      ready: the share of a batch's responses that must not be too long for that.
+      step_tokens: by how much the edge comes down after a batch.
+      least_accuracy: the share of the batch's responses that must be correct for that.
 
-    Returns metrics ``length_penalty_mean`` and ``fitting_ratio``, the share that is not too long.
+    Returns the metric ``length_penalty_mean``.
     """
     if not 0 <= min_tokens <= max_tokens <= budget_tokens:
         raise UserError(
@@ -54,7 +54,9 @@ def smooth_band(
             "smooth_band: needs weight >= 0, knee_below > 0 and knee_above > 0; "
             f"got {weight}, {knee_below}, {knee_above}"
         )
-    edge = closing(budget_tokens, max_tokens, step_tokens=step_tokens, ready=ready)
+    edge = closing(
+        budget_tokens, max_tokens, step_tokens=step_tokens, least_accuracy=least_accuracy
+    )
 
     def apply(rewards, state: Edge, rollout):
         lengths, counted = rollout.lengths, rewards.counted
@@ -62,27 +64,29 @@ def smooth_band(
         below = jnp.maximum(min_tokens - lengths, 0)
         above = jnp.maximum(lengths - highest, 0)
         cost = weight * (huber(below / knee_below) + huber(above / knee_above))
-        fitting = masked_mean((lengths <= highest).astype(jnp.float32), counted)
-        metrics = {"length_penalty_mean": masked_mean(cost, counted), "fitting_ratio": fitting}
+        accuracy = masked_mean(rewards.correct.astype(jnp.float32), counted)
         shaped = rewards.replace(response=rewards.response - cost)
-        return shaped, edge.update(state, fitting, counted.sum()), metrics
+        metrics = {"length_penalty_mean": masked_mean(cost, counted)}
+        return shaped, edge.update(state, accuracy, counted.sum()), metrics
 
     return Transform(edge.init, apply)
 
 
-def closing(start: float, end: float, *, step_tokens: float, ready: float) -> Controller:
-    """From ``start`` down to ``end``, by ``step_tokens`` after each batch that is ready.
+def closing(start: float, end: float, *, step_tokens: float, least_accuracy: float) -> Controller:
+    """From ``start`` down to ``end``, by ``step_tokens`` after each batch that is right enough.
 
     Its state is a leaf of the TrainState, so that a run which goes on has the edge where it was.
     """
-    if step_tokens <= 0 or not 0 <= ready <= 1:
+    if step_tokens <= 0 or not 0 <= least_accuracy <= 1:
         raise UserError(
-            f"smooth_band: needs step_tokens > 0 and ready from 0 to 1; got {step_tokens}, {ready}"
+            "smooth_band: needs step_tokens > 0 and 0 <= least_accuracy <= 1; "
+            f"got {step_tokens}, {least_accuracy}"
         )
 
-    def update(state: Edge, fitting, rows) -> Edge:
+    def update(state: Edge, accuracy, rows) -> Edge:
         lower = jnp.maximum(state.max_tokens - step_tokens, end)
-        moves = (rows > 0) & (fitting >= ready)  # a batch that nothing is learned from says nothing
+        # A batch of which nothing is learned says nothing.
+        moves = (rows > 0) & (accuracy >= least_accuracy)
         return Edge(jnp.where(moves, lower, state.max_tokens))
 
     return Controller(lambda: Edge(jnp.float32(start)), lambda state: state.max_tokens, update)
