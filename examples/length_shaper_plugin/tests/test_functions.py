@@ -14,7 +14,7 @@ from rljax.types import Experience, Outputs, Rewards, Rollout
 
 TOKENIZER = character_tokenizer()
 BAND = {"min_tokens": 4, "max_tokens": 6, "budget_tokens": 12, "weight": 1.0}
-BAND |= {"knee_below": 2.0, "knee_above": 4.0}
+BAND |= {"knee_below": 2.0, "knee_above": 4.0, "step_tokens": 1.0}
 
 
 def rollout_of(lengths, *, budget=16, prompt=2, groups=None, texts=None, answer=None) -> Rollout:
@@ -69,7 +69,7 @@ def test_the_cost_by_hand():
 
 
 def test_nothing_is_too_long_before_the_edge_has_come_down():
-    stage = smooth_band(**BAND, step_tokens=4.0)
+    stage = smooth_band(**BAND | {"step_tokens": 4.0})
     costs, state = shaped(stage, [4, 12])
     assert costs.tolist() == [0.0, 0.0]
     assert float(state.max_tokens) == 8.0

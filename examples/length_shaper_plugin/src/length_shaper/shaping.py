@@ -22,7 +22,7 @@ def smooth_band(
     weight: float = 0.3,
     knee_below: float = 5.0,
     knee_above: float = 10.0,
-    step_tokens: float = 1.0,
+    step_tokens: float = 8.0,
     least_accuracy: float = 0.5,
 ) -> Transform:
     """Subtracts weight · h(d / knee), d the tokens outside the band.
@@ -39,7 +39,8 @@ def smooth_band(
       min_tokens, max_tokens, budget_tokens: by default those of the run.
       weight: in units of the reward.
       knee_below, knee_above: the tokens outside the band from which the cost is a straight line.
-      step_tokens: by how much the edge comes down after a batch.
+      step_tokens: by how much the edge comes down after a batch. Too slow, and the policy has given
+        up on short responses before long ones cost anything.
       least_accuracy: the share of the batch's responses that must be correct for that.
 
     Returns the metric ``length_penalty_mean``.
