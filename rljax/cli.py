@@ -9,33 +9,36 @@ from rljax.host.secrets import guard_tracebacks, say
 
 USAGE = """\
 usage: rljax launch [config.yaml] [key=value ...] [--dry-run]
-       rljax export RUN --to DIR [--step N | --best] [--role ROLE] [--dtype DTYPE] [--merge]
-       rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
-       rljax samples RUN [--step N | --follow] [--number K] [--wrong] [--verdict VERDICT]
-       rljax score FILE [key=value ...] [--config CONFIG|RUN] [--out FILE]
-       rljax doctor MODEL
+       rljax list [ROOM] [NAME] [--json]
        rljax plan [CONFIG] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] [--search]
-       rljax verify RUN
+       rljax doctor MODEL
        rljax analyze [RUN ...] [--log-dir DIR] [--metric a,b,c] [--check] [--compare] [--out DIR]
+       rljax samples RUN [--step N | --follow] [--number K] [--wrong] [--verdict VERDICT]
+       rljax verify RUN
+       rljax eval CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]
+       rljax score FILE [key=value ...] [--config CONFIG|RUN] [--out FILE]
+       rljax export RUN --to DIR [--step N | --best] [--role ROLE] [--dtype DTYPE] [--merge]
        rljax serve RUN|FOLDER|HUB_ID [--step N | --best] [--port N] [--rows N] [...]
        rljax --version
 
-launch  train a language model
-export  write a model of a run as a Hugging Face folder
-eval    answer held-out prompts, and judge the answers
-samples show what a run answered to held-out prompts, live if asked
-score   apply a config's rewards and length policy to a file of responses
-doctor  say what a model folder is, and what training it takes
-plan    say what a run would take on devices that are not there
-verify  check the checkpoints and records of a run
-analyze show recorded runs side by side: pictures, a report, a verdict, differences
-serve   answer over OpenAI's API, for trying a policy
+launch   train a language model
+list     show every reward, shaping stage, algorithm, model family and recipe
+plan     say what a run would take on devices that are not there
+doctor   say what a model folder is, and what training it takes
+analyze  show recorded runs side by side: pictures, a report, a verdict, differences
+samples  show what a run answered to held-out prompts, live if asked
+verify   check the checkpoints and records of a run
+eval     answer held-out prompts, and judge the answers
+score    apply a config's rewards and length policy to a file of responses
+export   write a model of a run as a Hugging Face folder
+serve    answer over OpenAI's API, for trying a policy
 
 `rljax COMMAND --help` tells more."""
 COMMANDS = (
-    *("launch", "export", "eval", "samples", "score", "analyze", "serve", "doctor", "plan"),
-    "verify",
+    *("launch", "list", "plan", "doctor", "analyze", "samples", "verify", "eval", "score"),
+    *("export", "serve"),
 )
+MODULES = {"list": "catalogue"}  # of commands whose module is called otherwise
 
 
 def main() -> int:
@@ -45,7 +48,8 @@ def main() -> int:
     if command in COMMANDS:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
         try:
-            return importlib.import_module(f"rljax.{command}").main(arguments)
+            module = importlib.import_module(f"rljax.{MODULES.get(command, command)}")
+            return module.main(arguments)
         except KeyboardInterrupt:
             return 130
     if command == "--version":

@@ -185,17 +185,6 @@ def seconds(text: str) -> float:
     raise ValueError("a duration is seconds, or such as 90m, 12h, 12:00:00 or 1-12:00:00")
 
 
-def builtin_config(name: str) -> Path:
-    """A recipe that comes with rljax: in the package when installed, else in the repository."""
-    package = Path(__file__).parent
-    found = [
-        p for p in (package / "configs" / name, package.parent / "configs" / name) if p.exists()
-    ]
-    if not found:
-        raise UserError(f"the built-in config {name} is missing from this installation")
-    return found[0]
-
-
 def load_config(path: Path, overrides: list[str]) -> Config:
     """Reads a YAML file, applies ``key.path=value`` overrides, and checks names and types.
 

@@ -8,6 +8,23 @@ from rljax.errors import UserError
 from rljax.yaml_text import MOST_BYTES, check_plain, read_yaml
 
 
+def builtin_configs() -> dict[str, Path]:
+    """The recipes that come with rljax, by the names of their files: in the package when installed,
+    else in the repository."""
+    package = Path(__file__).parent
+    inside, beside = package / "configs", package.parent / "configs"
+    folder = inside if inside.is_dir() else beside
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def builtin_config(name: str) -> Path:
+    """One of them."""
+    found = builtin_configs().get(name)
+    if found is None:
+        raise UserError(f"the built-in config {name} is missing from this installation")
+    return found
+
+
 def read_config_file(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The tree of a file, laid over the one that it extends, with the overrides applied.
 

@@ -20,7 +20,8 @@ import yaml
 
 from rljax.build import build
 from rljax.checks import check_step, check_weights
-from rljax.config import Config, builtin_config, load_config, resolved
+from rljax.config import Config, load_config, resolved
+from rljax.config_file import builtin_config
 from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.folder import locked, open_folder, removed_if_refused, run_folder, steps_kept

@@ -177,8 +177,8 @@ def _check_rewards(config: Config) -> None:
     for name in config.reward_weights:
         if name not in config.rewards:
             raise UserError(f'reward_weights: no reward "{name}"; {nearest(name, config.rewards)}')
-    names = [resolve.split(node, "rewards")[0] for node in config.rewards.values()]
-    if config.models.reward is not None and not any(n == "reward_model" or ":" in n for n in names):
+    names = {resolve.split(node, "rewards")[0] for node in config.rewards.values()}
+    if config.models.reward is not None and names <= set(rewards.__all__) - {"reward_model"}:
         raise UserError("models.reward: none of the rewards is a reward_model, so nothing reads it")
 
 

@@ -1,8 +1,9 @@
 """From a config's node to a function, and to its arguments.
 
 A node is ``{fn: name, keyword: value, ...}`` or just a name. The name is one of a module's public
-functions, or ``my_module:my_function``, found from the working directory or an installed package.
-The keywords are the function's own, so that nothing is declared twice.
+functions, or a plug-in's (``rljax.plugins``), or ``my_module:my_function``, found from the working
+directory or an installed package. The keywords are the function's own, so that nothing is declared
+twice.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 
 import pydantic
 
+from rljax import plugins
 from rljax.errors import UserError, nearest, reason
 
 Node = str | Mapping[str, Any]
@@ -31,14 +33,10 @@ def split(node: Node, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def function(name: str, builtins: ModuleType, where: str) -> Callable:
-    """The function of a name: public in ``builtins``, or ``module:function`` of the user's own."""
+    """The function of a name: public in ``builtins``, or a plug-in of the group that is called as
+    this module, or ``module:function`` of the user's own."""
     if ":" not in name:
-        if name not in builtins.__all__:
-            raise UserError(
-                f'{where}: unknown function "{name}"; {nearest(name, builtins.__all__)}, '
-                "or your own as my_module:my_function"
-            )
-        return getattr(builtins, name)
+        return _public(name, builtins, where)
     module_name, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -53,6 +51,23 @@ def function(name: str, builtins: ModuleType, where: str) -> Callable:
             f'{where}: no function "{attribute}" in {module_name}; {nearest(attribute, public)}'
         )
     return getattr(module, attribute)
+
+
+def _public(name: str, builtins: ModuleType, where: str) -> Callable:
+    group, is_built_in = builtins.__name__, name in builtins.__all__
+    try:
+        plugin = plugins.find(name, group, built_in=is_built_in)
+        if plugin is not None:
+            return plugins.load(plugin)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if not is_built_in:
+        valid = {*builtins.__all__, *(plugin.name for plugin in plugins.installed(group))}
+        raise UserError(
+            f'{where}: unknown function "{name}"; {nearest(name, valid)}, '
+            "or your own as my_module:my_function"
+        )
+    return getattr(builtins, name)
 
 
 def arguments(

@@ -3,7 +3,8 @@
 import pytest
 
 from rljax.changes import changes, check_same_run
-from rljax.config import builtin_config, load_config, resolved, seconds
+from rljax.config import load_config, resolved, seconds
+from rljax.config_file import builtin_config
 from rljax.errors import UserError
 
 CONFIG = builtin_config("addition.yaml")

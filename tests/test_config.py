@@ -9,8 +9,8 @@ from tiny import CONFIG, tiny_build
 
 from rljax.build import build
 from rljax.checks import abstract_state
-from rljax.config import builtin_config, load_config, resolved
-from rljax.config_file import apply_override
+from rljax.config import load_config, resolved
+from rljax.config_file import apply_override, builtin_config
 from rljax.errors import UserError
 
 DRIFT = "shaping.length.weight={fn: drift, start: 1, limit: 4, factor: 1.5}"

@@ -8,6 +8,7 @@ import rljax
 
 FLOORS = [
     {"errors", "types"},
+    {"plugins"},
     {"grouped", "health", "kl", "lengths", "masked", "metrics", "resolve", "signatures"}
     | {"sharding", "trees", "yaml_text"},
     {"config_file"},
@@ -27,7 +28,7 @@ FLOORS = [
     {"finish", "fork", "policies"},
     {"run"},
     {"launch"},
-    {"eval", "plan", "samples", "score", "serve", "verify"},
+    {"catalogue", "eval", "plan", "samples", "score", "serve", "verify"},
     {"cli"},
 ]
 ROOT = Path(rljax.__file__).parent

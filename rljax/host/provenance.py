@@ -6,13 +6,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rljax import plugins
+
 LIBRARIES = ("rljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 GIT_SECONDS = 5  # that git may take
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that are installed, by name."""
-    found = {"python": platform.python_version()}
+    """Of Python, the libraries that are installed, and packages with plug-ins, by name."""
+    found = {"python": platform.python_version(), **plugins.packages()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)

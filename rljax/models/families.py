@@ -139,8 +139,7 @@ def fresh(
       dtype, remat: as for ``llama``.
     """
     check_family(model_type, "model_type")
-    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
-    known = known - UNREAD_KEYS | EXTRA_KEYS
+    known = EXTRA_KEYS | {size.name for size in sizes_of(model_type)}
     for name in sizes:
         if name not in known:
             raise UserError(f'fresh: unknown key "{name}"; {nearest(name, known)}')
@@ -151,6 +150,12 @@ def fresh(
         raise UserError(f"fresh: {' '.join(str(error).split())}") from error
     hf.architectures = [class_name(hf, "lm")]
     return Architecture(decoder_config(hf, dtype=dtype, remat=remat), hf)
+
+
+def sizes_of(model_type: str) -> list[dataclasses.Field]:
+    """The keywords of a family's Hugging Face config that change something here."""
+    fields = dataclasses.fields(CONFIG_MAPPING[model_type])
+    return [field for field in fields if field.name not in UNREAD_KEYS]
 
 
 def class_name(hf: PreTrainedConfig, head: Literal["lm", "value"]) -> str | None:
@@ -253,6 +258,7 @@ def _by_layer_type(hf, head_dim) -> tuple[Attends, ...]:
 
 
 def _llama(hf, head_dim) -> dict[str, Any]:
+    """Llama 2 and 3."""
     return {
         "attends": _alike(hf, head_dim),
         "qkv_bias": hf.attention_bias,
@@ -262,14 +268,17 @@ def _llama(hf, head_dim) -> dict[str, Any]:
 
 
 def _mistral(hf, head_dim) -> dict[str, Any]:
+    """Mistral: Llama's layers, in a sliding window."""
     return {"attends": _alike(hf, head_dim, hf.sliding_window)}
 
 
 def _qwen2(hf, head_dim) -> dict[str, Any]:
+    """Qwen2 and 2.5: biases on queries, keys and values."""
     return {"attends": _by_layer_type(hf, head_dim), "qkv_bias": True}
 
 
 def _qwen3(hf, head_dim) -> dict[str, Any]:
+    """Qwen3: queries and keys normalised by head."""
     return {
         "attends": _by_layer_type(hf, head_dim),
         "qkv_bias": hf.attention_bias,
@@ -279,6 +288,7 @@ def _qwen3(hf, head_dim) -> dict[str, Any]:
 
 
 def _qwen3_moe(hf, head_dim) -> dict[str, Any]:
+    """Qwen3 with experts in every layer."""
     if hf.mlp_only_layers or hf.decoder_sparse_step != 1:
         raise UserError("qwen3_moe: layers without experts among those with are not supported")
     return {
@@ -292,6 +302,7 @@ def _qwen3_moe(hf, head_dim) -> dict[str, Any]:
 
 
 def _mixtral(hf, head_dim) -> dict[str, Any]:
+    """Mixtral: Mistral with experts in every layer."""
     return {
         "attends": _alike(hf, head_dim, hf.sliding_window),
         "experts": Experts(hf.num_local_experts, hf.num_experts_per_tok, normalize=True),
@@ -316,20 +327,24 @@ def _gemma(hf) -> dict[str, Any]:
 
 
 def _gemma2(hf, head_dim) -> dict[str, Any]:
+    """Gemma 2: norms on both sides, soft caps, every other layer in a window."""
     return _gemma(hf) | {"attends": _by_layer_type(hf, head_dim)}
 
 
 def _gemma3(hf, head_dim) -> dict[str, Any]:
+    """Gemma 3, of text: five layers in a window to each without."""
     windows = {"sliding_attention": hf.sliding_window, "full_attention": None}
     attends = tuple(Attends(_rope(hf, head_dim, kind), windows[kind]) for kind in hf.layer_types)
     return _gemma(hf) | {"attends": attends, "qk_norm": "head", "attention_softcap": None}
 
 
 def _phi3(hf, head_dim) -> dict[str, Any]:
+    """Phi-3 and 4."""
     return {"attends": _alike(hf, head_dim, hf.sliding_window)}
 
 
 def _olmo2(hf, head_dim) -> dict[str, Any]:
+    """OLMo 2: norms behind the layers, and of whole queries and keys."""
     return {
         "attends": _alike(hf, head_dim),
         "qkv_bias": hf.attention_bias,
@@ -340,6 +355,7 @@ def _olmo2(hf, head_dim) -> dict[str, Any]:
 
 
 def _smollm3(hf, head_dim) -> dict[str, Any]:
+    """SmolLM3: some layers have no rotary positions."""
     if len(hf.no_rope_layers) < hf.num_hidden_layers:
         raise UserError("smollm3: no_rope_layers has fewer entries than there are layers")
     attends = tuple(
@@ -350,6 +366,7 @@ def _smollm3(hf, head_dim) -> dict[str, Any]:
 
 
 def _granite(hf, head_dim) -> dict[str, Any]:
+    """Granite: Llama's layers with multipliers of their own."""
     if hf.attention_multiplier <= 0:
         raise UserError(f"granite: attention_multiplier is {hf.attention_multiplier}, not above 0")
     return _llama(hf, head_dim) | {

@@ -34,7 +34,9 @@ def fixed(value: float) -> Controller:
     )
 
 
-def adaptive_kl(start: float = 0.001, *, target: float = 0.1, horizon: float = 10_000):
+def adaptive_kl(
+    start: float = 0.001, *, target: float = 0.1, horizon: float = 10_000
+) -> Controller:
     """β ← β·(1 + clip(KL/target − 1, ±0.2)·rows/horizon); ``horizon`` is in responses.
 
     Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
