@@ -22,7 +22,7 @@ FLOORS = [
     {"build"},
     {"checks"},
     {"planning"},
-    {"ahead", "describe", "doctor", "evaluator", "export", "folder", "starts"},
+    {"ahead", "describe", "doctor", "evaluator", "export", "folder", "listening", "starts"},
     {"finish", "fork"},
     {"run"},
     {"launch"},
