@@ -7,6 +7,7 @@ from typing import Any
 from rljax.config import Callbacks, Config, resolved
 from rljax.host.agree import is_writer
 from rljax.host.callbacks import make_callbacks
+from rljax.host.distributed import is_loopback
 from rljax.host.listeners import Failure, Listener, Listeners
 from rljax.host.secrets import redacted
 from rljax.host.sinks import (
@@ -58,7 +59,10 @@ def open_listeners(
     if metrics.prometheus is not None:
         band = config.length.model_dump() if config.length else {}
         listener, address = prometheus_sink(folder, **metrics.prometheus.model_dump(), band=band)
-        say("prometheus", f"{'metrics':<11} served at {address}", address=address)
+        text = f"{'metrics':<11} served at {address}"
+        if not is_loopback(f"{metrics.prometheus.host}:0"):
+            text += ", without a password: keep that port within a network that you trust"
+        say("prometheus", text, address=address, text=text)
         groups.append([listener])
     return Listeners(groups, report)
 
