@@ -138,6 +138,13 @@ class Metrics(Section):
     mlflow: MLflow | None = None
     prometheus: Prometheus | None = None
 
+    @pydantic.field_validator("tensorboard", mode="before")
+    @classmethod
+    def _flag_or_folder(cls, value):
+        if not isinstance(value, bool | str | None):
+            raise ValueError("true is expected, or a folder")
+        return value
+
 
 class Callbacks(Section):
     """The user's own functions that are told of a run, as my_module:my_function."""

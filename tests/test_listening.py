@@ -158,6 +158,8 @@ def test_a_run_with_a_taken_port_or_a_missing_package_does_not_begin(tmp_path, m
     ("setting", "said"),
     [
         ("metrics.tensorbord=true", 'unknown key "metrics.tensorbord"; did you mean "tensorboard"'),
+        ("metrics.tensorboard={a: 1}", "metrics.tensorboard: true is expected, or a folder, got"),
+        ("callbacks.on_step=true", "callbacks.on_step: expected a name or {fn: name, ...}, got Tr"),
         ("metrics.prometheus.prot=1", 'unknown key "metrics.prometheus.prot"; did you mean "port"'),
         ("metrics.prometheus.port=65536", "metrics.prometheus.port: input should be less than"),
         ("metrics.prometheus=9400", "metrics.prometheus: expected keys with values, got 9400"),

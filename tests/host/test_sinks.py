@@ -133,11 +133,11 @@ def test_mlflow_has_every_step_once_in_one_run(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     where = {"experiment": "sums", "tracking_uri": (tmp_path / "mlruns").as_uri()}
     (tmp_path / "run").mkdir()
-    two_starts(lambda: mlflow_sink(tmp_path / "run", CONFIG, run_name=None, **where))
+    two_starts(lambda: mlflow_sink(tmp_path / "run", CONFIG, run_name="mine", **where))
     client = MlflowClient(tracking_uri=where["tracking_uri"])
     experiment = client.get_experiment_by_name("sums")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_name == "run"
+    assert run.info.run_name == "mine"
     assert run.info.status == "FINISHED"
     assert run.data.params == {"steps": "4", "algorithm/fn": "ppo", "algorithm/lam": "0.99"}
 
