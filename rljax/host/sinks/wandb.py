@@ -19,6 +19,8 @@ PRIVATE = {  # neither what is printed nor the command line is for it to keep
     **{"console": "off", "silent": True, "disable_code": True, "disable_git": True},
     **{"x_disable_meta": True},
 }
+# In seconds; what is not uploaded by then `wandb sync` can.
+PATIENCE = {"finish_timeout": 10.0, "finish_timeout_raises": True}
 
 
 def check_wandb(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class _Run:
             resume="allow",
             dir=self._folder,
             config=self._config,
-            settings=wandb.Settings(**PRIVATE),
+            settings=wandb.Settings(**PRIVATE, **PATIENCE),
             **self._keywords,
         )
 
