@@ -11,6 +11,7 @@ from rljax.errors import UserError
 # themselves, wherever they are read from.
 HARMLESS = (
     *("run_dir", "mesh.*", "guard.*", "evaluation.*", "checkpoint.*", "time_limit"),
+    *("metrics.*", "callbacks.*"),
     "update.microbatches",
     *("data.train", "data.train.fn", "data.eval*", "warm_start.data", "warm_start.data.fn"),
     *("models.*.remat", "models.*.attention", "models.*.vocab_at_once", "models.*.offload"),

@@ -119,6 +119,41 @@ class Checkpointing(Section):
     keep: pydantic.PositiveInt = 2
 
 
+class MLflow(Section):
+    experiment: str = "rljax"
+    tracking_uri: str | None = None  # null: as MLflow itself finds it
+    run_name: str | None = None  # null: the name of the run's folder
+
+
+class Prometheus(Section):
+    port: Annotated[int, pydantic.Field(ge=0, lt=2**16)] = 9400  # 0: a free one
+    host: str = "127.0.0.1"  # which only this machine reaches
+
+
+class Metrics(Section):
+    """Where metrics go beside the terminal and metrics.jsonl."""
+
+    tensorboard: bool | str | None = None  # true: in the run's folder; or a folder of several runs
+    wandb: dict[str, Any] | None = None  # keywords of wandb.init
+    mlflow: MLflow | None = None
+    prometheus: Prometheus | None = None
+
+    @pydantic.field_validator("tensorboard", mode="before")
+    @classmethod
+    def _flag_or_folder(cls, value):
+        if not isinstance(value, bool | str | None):
+            raise ValueError("true is expected, or a folder")
+        return value
+
+
+class Callbacks(Section):
+    """The user's own functions that are told of a run, as my_module:my_function."""
+
+    on_step: Node | list[Node] | None = None  # (step, metrics)
+    on_eval: Node | list[Node] | None = None  # (step, figures, samples)
+    on_save: Node | list[Node] | None = None  # (step, path)
+
+
 class Config(Section):
     steps: Steps | None = None
     epochs: pydantic.PositiveFloat | None = None  # over data.train, in place of steps
@@ -142,6 +177,8 @@ class Config(Section):
     guard: Guarding = Guarding()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
+    metrics: Metrics = Metrics()
+    callbacks: Callbacks = Callbacks()
 
     @pydantic.field_validator(
         "mesh", "sampling", "rewards", "reward_weights", "update", "optimizer", mode="before"

@@ -39,6 +39,7 @@ from rljax.host.stopping import (
     leave_at_once,
 )
 from rljax.host.terminal import Parser, Terminal
+from rljax.listening import check_listening
 from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
@@ -144,6 +145,7 @@ def config_and_overrides(settings: list[str], run: Path | None = None) -> tuple[
 
 def dry_run(config: Config, config_path: Path) -> int:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
+    check_listening(config)
     built = build(config, config_path.parent)
     check_weights(built)
     check_step(built)
@@ -179,6 +181,7 @@ def run(
 
     with Signals(config.time_limit, leave) as signals:
         try:
+            check_listening(config)
             built = build(
                 config,
                 config_path.parent,

@@ -137,7 +137,8 @@ def shaping_stages(
     """Measuring lengths, the algorithm's stages, the config's, the algorithm's filters."""
     if config.length is None:  # nothing is ever sampled
         return {}
-    first = {"measure": shaping.length_metrics(**config.length.model_dump())}
+    band, groups = config.length.model_dump(), algorithm.needs_groups
+    first = {"measure": shaping.length_metrics(**band, groups=groups)}
     if not algorithm.learns_truncated:
         first["overlong"] = shaping.overlong_filter()
     first |= algorithm.shaping

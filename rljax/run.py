@@ -31,6 +31,7 @@ from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.checkpoint import Checkpoints, Restored
 from rljax.host.evidence import BadSteps
 from rljax.host.guard import SKIPPED, Guard
+from rljax.host.listeners import Failure, Listeners
 from rljax.host.loop import CompiledStep, host_batch, run_steps
 from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.samples import SAMPLES, keep_samples, table_path, write_samples
@@ -38,6 +39,7 @@ from rljax.host.selection import out_of_patience
 from rljax.host.steps import FROZEN, steps_in
 from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
+from rljax.listening import open_listeners
 from rljax.phases import Phase
 from rljax.roles import Trees
 from rljax.starts import load_start
@@ -83,12 +85,16 @@ class Run:
         self._evaluation_seconds = 0.0  # of the longest
         self._made: Trees | None = None  # starts that are not used yet
         self._tired = False  # no better evaluation is waited for
+        self._listeners = Listeners([], self._report)
 
     def run(self) -> None:
         """Runs to the end, from the newest sound checkpoint if there is one."""
         self._say_hello()
         phase, settings = self.built.train, self.config.evaluation
         with contextlib.ExitStack() as closing:
+            self._listeners = closing.enter_context(
+                open_listeners(self.config, self.folder, self.terminal.say, self._report)
+            )
             checkpoints = closing.enter_context(self._checkpoints(phase))
             best = None
             if settings.best is not None:
@@ -100,6 +106,7 @@ class Run:
             records = self._records("evaluations.jsonl", known=self._evaluations)
             evaluations = closing.enter_context(contextlib.closing(records))
             self._keep_samples()
+            self._begin_listening(resumed or 0)
             phase, evaluator = self._with_reference(phase, checkpoints)
             if state is not None:
                 self._made = None  # they were only to ask the reference
@@ -112,6 +119,7 @@ class Run:
                 self._evaluations.append(json.loads(json_text({"step": step, **figures})))
                 self._write_samples(step, responses)
                 evaluations.write(self._evaluations[-1])
+                self._listeners.on_eval(step, figures, responses)
                 if best is not None and best_step(self.config, self._evaluations) == step:
                     best.save(step, state, self._progress(checkpoints), force=True)
                     best.wait()  # a checkpoint after this one must not be without it
@@ -230,6 +238,22 @@ class Run:
         words = text if step is None else f"step {step}: {text}"
         self.terminal.say("warning", words, **at, text=text)
 
+    def _begin_listening(self, step: int) -> None:
+        """Tells the listeners from where the run goes on, with what is known of that step."""
+        metrics, figures = (
+            next((dict(record) for record in reversed(records) if record["step"] == step), {})
+            for records in (read_records(self.folder / "metrics.jsonl"), self._evaluations)
+        )
+        for record in (metrics, figures):
+            record.pop("step", None)
+        self._listeners.begin(step, metrics, figures)
+
+    def _report(self, failure: Failure) -> None:
+        """Of a listener."""
+        self._warn(failure.text)
+        if failure.trace is not None:
+            self.terminal.note("traceback", failure.text, text=failure.text, trace=failure.trace)
+
     def _best_checkpoint(self) -> Checkpoints:
         """Where the best state is kept; what is frozen lies with the others."""
         folder = self._folder(self.built.train)
@@ -239,6 +263,7 @@ class Run:
             keep=1,
             frozen=folder / "checkpoints" / FROZEN,
             about=self._opened.about,
+            on_saved=self._listeners.on_save,
         )
 
     def _out_of_patience(self) -> bool:
@@ -352,6 +377,8 @@ class Run:
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
                 self._warn(text, step)
+            if phase.name == self.built.train.name:
+                self._listeners.on_step(step, metrics)
 
         def compiling():
             return self._compiling(phase.name)
@@ -400,14 +427,15 @@ class Run:
         return self.folder / phase.name if phase is self.built.warm_start else self.folder
 
     def _checkpoints(self, phase: Phase) -> Checkpoints:
-        every = self.config.checkpoint.every_steps
+        every, heard = self.config.checkpoint.every_steps, {"on_saved": self._listeners.on_save}
         if phase is self.built.warm_start:  # its steps are short: saving at that rate would cost
-            every = max(every, phase.steps // WARM_START_SAVES)
+            every, heard = max(every, phase.steps // WARM_START_SAVES), {}
         return Checkpoints(
             self._folder(phase) / "checkpoints",
             every_steps=every,
             keep=self.config.checkpoint.keep,
             about=self._opened.about,
+            **heard,
         )
 
     def _place(self, phase: Phase, starts: Trees) -> TrainState:

@@ -23,6 +23,8 @@ HARMLESS = [
     "update.microbatches=2",
     "models.policy.remat=dots",
     "data.eval=other.jsonl",
+    "metrics.tensorboard=true",
+    "callbacks.on_step=[mine:fn]",
 ]
 LEARNED = [
     "steps=7",

@@ -14,15 +14,18 @@ from tiny import SETTINGS
 from rljax import algorithms, launch, rewards, shaping
 from rljax.config import load_config
 from rljax.host.samples import read_samples
+from rljax.listening import open_listeners
 from rljax.objective import check_groups, context_of, make_algorithm, make_shaper
 from rljax.tasks import character_tokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "worked_columns.py"
+ALERTS = ROOT / "examples" / "alert_on_length.py"
 RECIPE = ROOT / "examples" / "best_of_group.py"
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 ALIGNMENT = (ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 GROUPS = ["sampling.group_size=2", "data.prompts_per_step=8", "optimizer.value=null"]
 
 
@@ -146,6 +149,25 @@ def test_a_reward_in_python_takes_part_in_a_run(tmp_path, monkeypatch, capsys):
             assert sample["reward/text"] is None
             assert sample["reward_raw"] == sample["reward/correct"]
     assert "failed for" in capsys.readouterr().out
+
+
+def test_callbacks_of_ones_own_from_the_working_directory(tmp_path, monkeypatch):
+    """The page's own command line, without a run."""
+    (command,) = [line for line in METRICS.splitlines() if '"alert_on_length:alert"' in line]
+    own = shlex.split(command.removeprefix("python -m rljax.launch"))
+    shutil.copy(ALERTS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "configs" / "addition.yaml", own)
+    failures = []
+    with open_listeners(config, tmp_path, print, failures.append) as listeners:
+        for step, share in ((1, 0.5), (2, 0.95)):
+            listeners.on_step(step, {"in_band_ratio": share, "response_length_p95": 44.0})
+        samples = [{"length_tokens": n, "response": "7" * n} for n in (1, 5, 3, 4)]
+        listeners.on_eval(2, {}, samples)
+    assert failures == []
+    first, *others = map(json.loads, Path("alerts.jsonl").read_text().splitlines())
+    assert first == {"step": 1, "in_band": 0.5, "p95": 44.0}
+    assert [other["tokens"] for other in others] == [5, 4, 3]
 
 
 SAMPLE = {"greedy": False, "truncated": False}

@@ -36,6 +36,7 @@ CALLS = {  # by their last name, or by their last two
 }
 EVERYWHERE = {"", "0.0.0.0", "::", "[::]"}  # addresses that mean all of a host's
 LISTENING = {"bind", "create_server", "start_server"}
+SCRAPED = "start_http_server"  # of prometheus_client; by default on every address
 
 
 def faults(source: str, path: str = "") -> list[str]:
@@ -77,6 +78,10 @@ def faults(source: str, path: str = "") -> list[str]:
             refuse(node, f"{name} without trust_remote_code=False")
         if last in LISTENING and any(repr(at) in first for at in EVERYWHERE):
             refuse(node, f"{name} on every address")
+        if last == SCRAPED:
+            address = given.get("addr", ast.unparse(node.args[1]) if node.args[1:] else "''")
+            if address.strip("'\"") in EVERYWHERE:
+                refuse(node, f"{name} on every address")
     return found
 
 
@@ -106,6 +111,8 @@ def test_nothing_in_the_source_is_unsafe():
         *("np.load(path)", "np.load(path, allow_pickle=True)", "archive.extractall(path)"),
         *("AutoConfig.from_pretrained(x)", "f(trust_remote_code=options.trust)"),
         *("socket.create_server(('', 1))", "server.bind(('0.0.0.0', port))"),
+        *("start_http_server(9400)", "start_http_server(9400, '0.0.0.0')"),
+        "prometheus_client.start_http_server(9400, addr='::')",
     ],
 )
 def test_the_scan_finds(source):
@@ -118,6 +125,7 @@ def test_the_scan_finds(source):
         *("import urllib.parse", "yaml.load(text, yaml.SafeLoader)", "jax.eval_shape(f)"),
         *("np.load(path, allow_pickle=False)", "f(trust_remote_code=False)", "re.compile(x)"),
         *("socket.create_server(('127.0.0.1', 0))", "def load(x): return np.asarray(x)"),
+        *("start_http_server(port, host)", "start_http_server(9400, addr='127.0.0.1')"),
     ],
 )
 def test_the_scan_passes(source):

@@ -68,16 +68,19 @@ class Checkpoints:
         keep: int,
         frozen: Path | None = None,
         about: Mapping[str, Any] = MappingProxyType({}),
+        on_saved: Callable[[int, Path], None] = lambda step, path: None,
     ):
         """Saves every ``every_steps`` steps and keeps the newest ``keep``, and the newest of those
         that were due.
 
         What is frozen is written to ``frozen``, by default beside the steps. What there is to know
-        ``about`` the run, as JSON, is saved with each step.
+        ``about`` the run, as JSON, is saved with each step. ``on_saved`` is told of each step that
+        is written, with its folder, when this is next called.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails raises, and is said once
         self.folder, self._every_steps, self._keep = folder, every_steps, keep
-        self._about = about
+        self._about, self._on_saved = about, on_saved
+        self._begun: list[int] = []  # steps that are being written
         self.save_seconds = 0.0  # of the longest save that was waited for, in any start of the run
         self._writes_frozen = frozen is None
         # In a folder of its own: in its own one the manager removes what it takes for unfinished.
@@ -115,6 +118,7 @@ class Checkpoints:
         ``progress`` is small JSON about the host's side, such as seconds spent. Raises
         ``UserError`` if this step, or the one before, cannot be written.
         """
+        self._tell_saved()
         if step == self.latest() or not (force or step % self._every_steps == 0):
             return
         with self._writing():
@@ -139,6 +143,14 @@ class Checkpoints:
                 ),
                 force=True,
             )
+        self._tell_saved()  # the one before was waited for
+        self._begun.append(step)
+
+    def _tell_saved(self) -> None:
+        for step in list(self._begun):
+            if (path := self.folder / str(step)).is_dir():  # it has that name once it is whole
+                self._begun.remove(step)
+                self._on_saved(step, path)
 
     def restore(self, abstract: TrainState, up_to_step: int | None = None) -> Restored:
         """The newest sound state, laid out as ``abstract`` says (shapes, types, shardings).
@@ -210,6 +222,7 @@ class Checkpoints:
         """Until everything is written."""
         with self._writing():
             self._manager.wait_until_finished()
+        self._tell_saved()
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -126,6 +126,7 @@ def run_steps(
     """
     stopping = stopping or Stopping()
     longest = 0.0  # of the steps, in seconds
+    ended: float | None = None  # when the step before was over
     done = int(state.step)
     last = steps if done < steps and not enough() else done
     batch = batches(done) if done < last else None
@@ -136,12 +137,17 @@ def run_steps(
             stopping.unsaved = True
             start = time.perf_counter()
             state, metrics, evidence = step(state, batch)
+            for value in metrics.values():
+                value.copy_to_host_async()
             batch = batches(done + 1) if done + 1 < last else None
             metrics = to_host(metrics)
             done += 1
             seconds = time.perf_counter() - start
             longest = max(longest, seconds)
             metrics["perf/step_seconds"] = seconds
+            if ended is not None:
+                metrics["perf/between_seconds"] = start - ended
+            ended = start + seconds
             if "response_tokens" in metrics:
                 metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
             rolled_back, error = False, None

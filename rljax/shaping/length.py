@@ -9,6 +9,7 @@ from rljax.lengths import band_cost, band_scale, check_band, length_figures
 from rljax.masked import masked_mean
 from rljax.shaping.control import as_controller, follow
 from rljax.shaping.scale import RunningScale, bound_to_reward, init_scale
+from rljax.shaping.select import alike_ratio
 from rljax.types import Controller, Rollout, State, Transform
 
 
@@ -96,11 +97,12 @@ def length_band(
     return Transform(init, apply)
 
 
-def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
+def length_metrics(min_tokens: int, max_tokens: int, *, groups: bool = False) -> Transform:
     """Measures the responses' lengths, in tokens, and changes nothing.
 
     Metrics: the ``length_figures`` of the responses that count, ``length_correct_mean`` and
-    ``length_wrong_mean``.
+    ``length_wrong_mean``; where ``groups`` are compared ``frac_reward_zero_std``, the share of
+    those whose raw rewards are all the same.
     """
     check_band(min_tokens, max_tokens)
 
@@ -111,6 +113,8 @@ def length_metrics(min_tokens: int, max_tokens: int) -> Transform:
             "length_correct_mean": masked_mean(tokens, rewards.correct & counted),
             "length_wrong_mean": masked_mean(tokens, ~rewards.correct & counted),
         }
+        if groups:
+            metrics["frac_reward_zero_std"] = alike_ratio(rewards.raw, rollout.group, counted)
         return rewards, state, metrics
 
     return Transform(init=lambda: (), apply=apply)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rljax.grouped import group_max, group_min
+from rljax.grouped import group_count, group_max, group_min
 from rljax.masked import masked_mean
 from rljax.types import Rollout, State, Transform
 
@@ -26,6 +26,15 @@ def informative(
 ) -> Bool[Array, " B"]:
     """Whether the raw rewards of a response's group differ, so that there is something to learn."""
     return group_max(raw, group, counted) > group_min(raw, group, counted)
+
+
+def alike_ratio(
+    raw: Float[Array, " B"], group: Int[Array, " B"], counted: Bool[Array, " B"]
+) -> Float[Array, ""]:
+    """The share of the groups whose responses all earned the same raw reward; 0 without any."""
+    alike = ~informative(raw, group, counted)
+    each = jnp.where(counted, 1.0 / jnp.maximum(group_count(group, counted), 1.0), 0.0)
+    return jnp.sum(each * alike) / jnp.maximum(jnp.sum(each), 1.0)
 
 
 def informative_groups() -> Transform:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,20 @@ def test_in_the_end_all_is_saved():
     stopping = Stopping()
     assert run(stopping=stopping) == [(4, 4), (6, 6), None]
     assert not stopping.unsaved
+
+
+def test_what_the_host_does_between_two_steps_is_timed():
+    recorded = []
+
+    def evaluate(step, state):
+        time.sleep(0.02 * (step == 2))
+
+    run(on_state=evaluate, on_step=lambda step, metrics: recorded.append(metrics))
+    assert [metrics["count"] for metrics in recorded] == [0, 1, 2, 3, 4, 5]
+    first, *others = (metrics.get("perf/between_seconds") for metrics in recorded)
+    assert first is None
+    assert others[1] >= 0.02
+    assert min(others) > 0
 
 
 def test_a_run_can_stop_before_what_follows_a_step():
