@@ -1,11 +1,12 @@
 """``python -m benchmarks.monitoring``: which alerts fire for runs that a Prometheus looks at.
 
 Two runs of the embedded task at once: with shaping, and made unhealthy on purpose, without
-(``shaping=off``). A Prometheus with the rules of ``launch/monitoring``, whose times are shorter by
-a factor, asks both twice a second. The first must be silent from beginning to end; the second's
-lengths are to be told of; and the end of both. Every query of the dashboard is then run there.
-Prints a table, and may draw what Prometheus recorded. Needs Debian's package prometheus, and three
-to five minutes on two CPU cores.
+(``shaping=off``). Beside them a server whose lengths are made up, behind the middleware: of its two
+models one keeps to the band. A Prometheus with the rules of ``launch/monitoring``, whose times are
+shorter by a factor, asks all of them twice a second. What is healthy must be silent from beginning
+to end, and what is not be told of, and so must the end of both runs. Every query of the dashboard
+is then run there. Prints a table, and may draw what Prometheus recorded. Needs Debian's package
+prometheus, and three to five minutes on two CPU cores.
 """
 
 import argparse
@@ -20,17 +21,26 @@ from typing import NamedTuple
 
 from matplotlib import pyplot as plt
 
-from benchmarks.processes import PATIENCE_SECONDS, head, log, row, running
+from benchmarks.processes import PATIENCE_SECONDS, ROOT, head, log, row, running
 from benchmarks.scraped import DASHBOARD, Prometheus, Query, free_port, names, prometheus, queries
+from benchmarks.served import MODELS, serving
 from rljax.health import MAX, MIN, SIGNS
 from rljax.metrics import PREFIX
 
 SPEEDUP = 10  # of the times in the rules: ten minutes are one
 RUNS = {"shaped": [], "unshaped": ["shaping=off"]}
-UNHEALTHY = {"RljaxResponsesTooLong", "RljaxShapingTooWeak"}  # of the run without shaping
+FIRES = {  # what must be told of each run and of each model that is served; of the others, nothing
+    "unshaped": {"RljaxResponsesTooLong", "RljaxShapingTooWeak"},
+    "rambling": {
+        *("RljaxResponsesTooLong", "RljaxTruncatedHigh"),
+        *("RljaxServingOutOfBand", "RljaxServingTruncated"),
+    },
+}
 GONE = "RljaxTrainingGone"
+LABELS = ("run", "model")  # by which they are told apart
 FIRING = 'ALERTS{alertstate="firing"}'
-ABSENT = ("rljax_reward_grad_norm", "rljax_reward_loss", "rljax_rewards_failed")
+ABSENT = {"rljax_reward_grad_norm", "rljax_reward_loss", "rljax_rewards_failed"}  # not told here
+CONFIG = ROOT / "configs" / "addition.yaml"
 COLORS = {"shaped": "#1f77b4", "unshaped": "#ff7f0e"}
 HEALTHY = "#2ca02c"
 
@@ -45,9 +55,9 @@ class Seen(NamedTuple):
     def series(self, query: str) -> list[dict]:
         return self.server.over(query, self.start, self.end)
 
-    def fired(self, run: str) -> set[str]:
-        """The alerts that fired for a run."""
-        found = self.series(f'ALERTS{{alertstate="firing", run="{run}"}}')
+    def fired(self, subject: str) -> set[str]:
+        """The alerts that fired for a run, or for a model that is served."""
+        found = [s for by in LABELS for s in self.series(f'{FIRING[:-1]}, {by}="{subject}"}}')]
         return {series["metric"]["alertname"] for series in found}
 
 
@@ -58,9 +68,15 @@ def main() -> None:
     options = parser.parse_args()
     picture = options.picture and options.picture.absolute()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        ports = {run: free_port() for run in RUNS}
-        targets = {"rljax_training": ("/metrics", list(ports.values()))}
-        with prometheus(Path(folder, "prometheus"), targets, SPEEDUP) as server:
+        ports, served = {run: free_port() for run in RUNS}, free_port()
+        targets = {
+            "rljax_training": ("/metrics", list(ports.values())),
+            "rljax_serving": ("/rljax/metrics", [served]),
+        }
+        with (
+            prometheus(Path(folder, "prometheus"), targets, SPEEDUP) as server,
+            serving(CONFIG, served),
+        ):
             start = time.time()
             train(ports, options.settings)
             wait_for_the_end(server)
@@ -99,14 +115,14 @@ def wait_for_the_end(server: Prometheus) -> None:
 def check(seen: Seen) -> None:
     """Prints what was seen of the runs and the dashboard; ends with 1 if it should not be so."""
     wrong = []
-    head("run", "length_penalty_mean", "response_length_p95", "reward_shaping_ratio", "alerts")
-    for run in RUNS:
-        fired = seen.fired(run)
-        row(run, *(last(seen, sign.metric, run) for sign in SIGNS[:3]), told(fired))
-        if run == "shaped" and fired:
-            wrong.append(f"the healthy run has alerts: {told(fired)}")
-        if run == "unshaped" and not fired >= UNHEALTHY:
-            wrong.append(f"the unhealthy run is not told of: {told(UNHEALTHY - fired)}")
+    head("", "length_penalty_mean", "response_length_p95", "reward_shaping_ratio", "alerts")
+    for subject in (*RUNS, *MODELS):
+        fired, expected = seen.fired(subject), FIRES.get(subject, set())
+        row(subject, *(last(seen, sign.metric, subject) for sign in SIGNS[:3]), told(fired))
+        if fired and not expected:
+            wrong.append(f"{subject} is healthy, and has alerts: {told(fired)}")
+        if not fired >= expected:
+            wrong.append(f"{subject} is not told of by {told(expected - fired)}")
     answered, empty = ask_all(seen, queries(json.loads(DASHBOARD.read_text()), "5s"))
     print(f"\n{answered} of the dashboard's queries have data")
     wrong += [f"no data in panel {query.panel!r}: {query.text}" for query in empty]
@@ -117,17 +133,16 @@ def check(seen: Seen) -> None:
 def ask_all(seen: Seen, asked: list[Query]) -> tuple[int, list[Query]]:
     """How many queries have data, and which have none though the runs tell what they ask for."""
     empty = [query for query in asked if not seen.series(query.text)]
-    missing = [q for q in empty if not names(q.text) & set(ABSENT) and "serving" not in q.text]
-    return len(asked) - len(empty), missing
+    return len(asked) - len(empty), [query for query in empty if not names(query.text) & ABSENT]
 
 
 def told(alerts: set[str]) -> str:
     return ", ".join(sorted(alerts)) or "none"
 
 
-def last(seen: Seen, metric: str, run: str) -> str:
-    found = seen.series(f'{PREFIX}{metric}{{run="{run}"}}')
-    return f"{float(found[0]['values'][-1][1]):.3g}" if found else "–"
+def last(seen: Seen, metric: str, subject: str) -> str:
+    found = [s for by in LABELS for s in seen.series(f'{PREFIX}{metric}{{{by}="{subject}"}}')]
+    return f"{float(found[0]['values'][-1][1]):.3g}" if found else ""
 
 
 def draw(seen: Seen, path: Path) -> None:
@@ -144,7 +159,7 @@ def draw(seen: Seen, path: Path) -> None:
         axis.legend(fontsize=8, loc="upper right")
     rows = [
         (f"{series['metric']['alertname']} ({series['metric'].get('run', 'both')})", series)
-        for series in seen.series(f"max by (alertname, run) ({FIRING})")
+        for series in seen.series(f'max by (alertname, run) ({FIRING[:-1]}, source!="serving"}})')
     ]
     for place, (_, series) in enumerate(rows):
         color = COLORS.get(series["metric"].get("run"), "grey")
