@@ -3,7 +3,7 @@
 Two runs of the embedded task at once: with shaping, and made unhealthy on purpose, without
 (``shaping=off``). Beside them a server whose lengths are made up, behind the middleware: of its two
 models one keeps to the band. A Prometheus with the rules of ``launch/monitoring``, whose times are
-shorter by a factor, asks all of them twice a second. What is healthy must be silent from beginning
+shorter by a factor, asks all of them every second. What is healthy must be silent from beginning
 to end, and what is not be told of, and so must the end of both runs. Every query of the dashboard
 is then run there. Prints a table, and may draw what Prometheus recorded. Needs Debian's package
 prometheus, and three to five minutes on two CPU cores.
@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 from matplotlib import pyplot as plt
 
-from benchmarks.processes import PATIENCE_SECONDS, ROOT, head, log, row, running
+from benchmarks.processes import ROOT, head, log, row, running
 from benchmarks.scraped import DASHBOARD, Prometheus, Query, free_port, names, prometheus, queries
 from benchmarks.served import MODELS, serving
 from rljax.health import MAX, MIN, SIGNS
 from rljax.metrics import PREFIX
 
 SPEEDUP = 10  # of the times in the rules: ten minutes are one
+PATIENCE_SECONDS = 1800
 RUNS = {"shaped": [], "unshaped": ["shaping=off"]}
 FIRES = {  # what must be told of each run and of each model that is served; of the others, nothing
     "unshaped": {"RljaxResponsesTooLong", "RljaxShapingTooWeak"},

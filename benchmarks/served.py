@@ -6,6 +6,7 @@ It tells of as many tokens as a request asks for, and has no text.
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import threading
 import time
@@ -60,6 +61,7 @@ def serving(config: Path, port: int) -> Iterator[None]:
             log_level="warning",
         )
     )
+    logging.getLogger("rljax.monitor").setLevel(logging.ERROR)  # each violation is a warning
     ended = threading.Event()
     threads = [
         threading.Thread(target=asyncio.run, args=(server.serve(),)),
