@@ -93,8 +93,8 @@ class Prometheus:
 def prometheus(
     folder: Path, targets: Mapping[str, tuple[str, list[int]]], by: float
 ) -> Iterator[Prometheus]:
-    """A server that asks ``targets``, a path and ports by the names of their jobs, every second, and
-    whose rules are ``quicker``. It is ended, whatever happens."""
+    """A server that asks ``targets``, a path and ports by the names of their jobs, every second,
+    and whose rules are ``quicker``. It is ended, whatever happens."""
     command = shutil.which("prometheus")
     if command is None:
         sys.exit("prometheus is not installed; Debian's package prometheus has it")
