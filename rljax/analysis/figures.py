@@ -7,7 +7,7 @@ from rljax.analysis.reading import HELD_OUT, Run
 from rljax.analysis.series import Series
 from rljax.errors import UserError, nearest
 from rljax.health import Sign
-from rljax.metrics import METRICS
+from rljax.metrics import METRICS, find_metric
 
 SHOWN = (  # where a run has them and nobody asks for others, in this order
     *("reward_mean", "reward_shaped_mean", "accuracy", "accuracy_greedy"),
@@ -95,9 +95,8 @@ def is_share(name: str) -> bool:
 
 def about(name: str) -> tuple[str, str]:
     """Its unit and its meaning, where they are known."""
-    for metric in METRICS:
-        if metric.name == name:
-            return metric.unit, metric.meaning
+    if found := find_metric(name):
+        return found[0].unit, found[0].meaning
     return "tokens" if is_length(name) else "", ""
 
 
