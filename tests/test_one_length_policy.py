@@ -1,4 +1,5 @@
-"""Training, evaluation and serving judge a response's length alike, and let it cost the same.
+"""Training, evaluation, ``rljax score``, ``rljax analyze`` and serving judge a response's length
+alike, and let it cost the same.
 
 Each of the judges below tells, by the same config, what it makes of the same responses.
 """
@@ -15,8 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CONFIG, SETTINGS
 
+from rljax import replay, scoring
+from rljax.analysis.reading import Band
+from rljax.analysis.responses import shares, verdicts
 from rljax.config import load_config
 from rljax.config_file import read_config_file
+from rljax.data import Rows, find_responses
 from rljax.host.evaluation import summarise
 from rljax.length_policy import policy_of
 from rljax.lengths import VERDICTS
@@ -90,6 +95,37 @@ def by_evaluation(stages, rollout):
     }
 
 
+def by_score(stages, rollout):
+    """From their texts: a character is a token. And what the analysis makes of the table."""
+    judging = scoring.make_judging(load_config(CONFIG, settings(SHAPINGS[stages])))
+    ended = zip(np.asarray(rollout.lengths), np.asarray(rollout.truncated), strict=True)
+    rows = [
+        {"prompt": "1+2=", "answer": "3", "response": "1" * (n - (not cut)), "truncated": bool(cut)}
+        for n, cut in ended
+    ]
+    encoded, _ = replay.encode(
+        find_responses(Rows(rows, "rows")),
+        judging.tokenizer,
+        columns={},
+        chat_template={},
+        eos_ids=judging.eos_ids,
+    )
+    state = scoring.first_state(judging)
+    _, table = scoring.judge(judging, encoded, state, report=pytest.fail)
+    band = Band(*judging.config.length.model_dump().values())
+    found = verdicts(table, band)
+    assert found == [row["length_verdict"] for row in table]
+    assert shares(table, band) == {
+        **{name: pytest.approx(found.count(name) / len(found)) for name in VERDICTS},
+        "truncated": pytest.approx(np.mean([row["truncated"] for row in table])),
+    }
+    return {
+        "in band": [name == "in band" for name in found],
+        "truncated": [row["truncated"] for row in table],
+        "cost": [-row["shaping"] for row in table],
+    }
+
+
 def by_serving(stages, rollout):
     policy = policy_of(read_config_file(CONFIG, settings(SHAPINGS[stages])))
     tally = Tally(policy, window=ROWS)
@@ -117,14 +153,32 @@ def test_all_judge_a_response_alike(stages, lengths, unended):
     rollout = make_rollout(lengths, budget=BUDGET, truncated=truncated)
     expected = by_training(stages, rollout)
     for name, judge in JUDGES.items():
-        for what, value in judge(stages, rollout).items():
-            np.testing.assert_allclose(
-                np.asarray(value, np.float32),
-                np.asarray(expected[what], np.float32),
-                rtol=1e-6,
-                atol=1e-6,
-                err_msg=f"{name}: {what} of {lengths}",
-            )
+        check_same(judge(stages, rollout), expected, f"{name}: {lengths}")
+
+
+def check_same(told, expected, where):
+    for what, value in told.items():
+        np.testing.assert_allclose(
+            np.asarray(value, np.float32),
+            np.asarray(expected[what], np.float32),
+            rtol=1e-6,
+            atol=1e-6,
+            err_msg=f"{where}: {what}",
+        )
+
+
+@pytest.mark.parametrize("stages", SHAPINGS)
+def test_a_file_of_responses_of_every_length_is_judged_alike(stages):
+    lengths = [*range(1, BUDGET + 1), *[BUDGET] * ROWS]
+    truncated = [False] * BUDGET + [True] * ROWS
+    parts = [slice(at, at + ROWS) for at in range(0, len(lengths), ROWS)]
+    expected = [
+        by_training(stages, make_rollout(lengths[at], budget=BUDGET, truncated=truncated[at]))
+        for at in parts
+    ]
+    rollout = make_rollout(lengths, budget=BUDGET, truncated=truncated)
+    joined = {what: np.concatenate([part[what] for part in expected]) for what in expected[0]}
+    check_same(by_score(stages, rollout), joined, "score")
 
 
 def test_the_examples_cost_something():
