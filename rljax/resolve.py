@@ -38,19 +38,24 @@ def function(name: str, builtins: ModuleType, where: str) -> Callable:
     if ":" not in name:
         return _public(name, builtins, where)
     module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f'{where}: cannot import "{module_name}" of "{name}": {reason}') from error
+    module = users_module(module_name, name, where)
     if not callable(getattr(module, attribute, None)):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UserError(
             f'{where}: no function "{attribute}" in {module_name}; {nearest(attribute, public)}'
         )
     return getattr(module, attribute)
+
+
+def users_module(module_name: str, name: str, where: str) -> ModuleType:
+    """The module that ``name`` is of, from the working directory or an installed package."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'{where}: cannot import "{module_name}" of "{name}": {reason}') from error
 
 
 def _public(name: str, builtins: ModuleType, where: str) -> Callable:

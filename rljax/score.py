@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.progress import track
 
-from rljax.config import Config, builtin_config, load_config, resolved
+from rljax.config import Config, load_config, resolved
+from rljax.config_file import builtin_config
 from rljax.data import Responses, Rows, find_responses, read_rows
 from rljax.errors import UserError
 from rljax.health import SIGNS, judge

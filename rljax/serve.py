@@ -5,16 +5,15 @@ pages of caches, shares no prefixes and quantizes nothing.
 """
 
 import contextlib
-import importlib
 import inspect
 import ipaddress
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rljax import resolve
 from rljax.endpoint.engine import Engine
 from rljax.errors import UserError, nearest
 from rljax.host.secrets import say
@@ -138,13 +137,7 @@ def middleware_class(path: str) -> type:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise UserError(f"--middleware: pkg.module.Class is needed, got {path!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f'--middleware: cannot import "{module_name}": {reason}') from error
+    module = resolve.users_module(module_name, path, "--middleware")
     found = getattr(module, attribute, None)
     if not inspect.isclass(found):
         classes = [name for name, _ in inspect.getmembers(module, inspect.isclass)]
