@@ -204,7 +204,7 @@ class Watch:
             return
         headers = {bytes(name).lower(): value for name, value in message.get("headers", ())}
         self._reader = Reader(
-            headers.get(b"content-type", b"").startswith(b"text/event-stream"),
+            headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
             keeps_text=self._judge.keeps_text,
             encoded=headers.get(b"content-encoding", b"identity") != b"identity",
         )

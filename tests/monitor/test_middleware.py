@@ -187,7 +187,9 @@ def test_what_is_counted(config, request_line, sent, counted):
     [
         (messages([answer(4)], [*JSON, (b"Content-Encoding", b"gzip")]), "unreadable"),
         (messages([b"<html>"]), "unreadable"),
+        (messages([b'{"choices":' + b"[" * 200_000]), "unreadable"),
         (messages([stream_of(events_of([["a"]], [None]))], SSE), "unfinished"),
+        (messages([stream_of([])], [(b"content-type", b"Text/Event-Stream")]), "unfinished"),
         (messages([answer(4)])[:-1], "unfinished"),  # the client went away
         (messages([stream_of(events_of([["a"]], ["stop"]))], SSE), "uncounted"),
         (messages([body_of([{"text": "a", "finish_reason": "stop"}] * 2, 8)]), "uncounted"),
