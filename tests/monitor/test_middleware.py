@@ -423,6 +423,11 @@ def test_streams_are_read_in_batches_and_one_that_is_lost_is_not_judged(config, 
         ({"tokenizer": "none"}, "tokenizer: no tokenizer.json at none"),
         ({"log": "none/log.jsonl"}, "cannot write to the log none/log.jsonl"),
         ({"tokenizer": 3}, "TypeError"),
+        ({"window": 0}, "window: at least one response is needed, got 0"),
+        (
+            {"metrics": "metrics"},
+            'metrics: /rljax/metrics or such, or off, is needed, got "metrics"',
+        ),
     ],
 )
 def test_what_is_wrong_refuses_the_start_but_no_request(config, told, keywords, said):
