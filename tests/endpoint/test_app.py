@@ -57,6 +57,7 @@ def test_usage_counts_the_eos_and_the_text_does_not_have_it(client):
     ]
     finished = {reply.choices[0].finish_reason: reply for reply in replies}
     ended, cut = finished["stop"], finished["length"]
+    assert ended.choices[0].stop_reason is cut.choices[0].stop_reason is None
     assert ended.choices[0].logprobs.tokens[-1] == "<eos>"
     assert "<eos>" not in ended.choices[0].text
     assert ended.usage.completion_tokens == len(ended.choices[0].logprobs.tokens) < TOKENS
@@ -144,6 +145,7 @@ def test_a_stop_string_across_tokens(client, whole, stream):
     parts = [part.choices[0] for part in reply] if stream else reply.choices
     assert "".join(part.text for part in parts) == text[: text.index(stop)]
     assert parts[-1].finish_reason == "stop"
+    assert parts[-1].stop_reason == stop  # vLLM's
     if not stream:
         assert reply.usage.completion_tokens < 12
 
