@@ -104,10 +104,8 @@ class Reply:
             "text_offset": [token.offset for token in tokens],
         }
 
-    def _top(self, token: Token) -> dict[str, float] | None:
+    def _top(self, token: Token) -> dict[str, float]:
         """Of several tokens with one text, the most probable; the token itself is there too."""
-        if not self._asked.sampling.alternatives:
-            return None
         told: dict[str, float] = {}
         for other, logprob in (*token.top, (token.id, token.logprob)):
             told.setdefault(self._text(other), logprob)

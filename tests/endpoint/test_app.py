@@ -60,6 +60,8 @@ def test_usage_counts_the_eos_and_the_text_does_not_have_it(client):
     assert ended.choices[0].stop_reason is cut.choices[0].stop_reason is None
     assert ended.choices[0].logprobs.tokens[-1] == "<eos>"
     assert "<eos>" not in ended.choices[0].text
+    told = ended.choices[0].logprobs
+    assert told.top_logprobs[-1] == {"<eos>": told.token_logprobs[-1]}  # logprobs=0: it alone
     assert ended.usage.completion_tokens == len(ended.choices[0].logprobs.tokens) < TOKENS
     assert cut.usage.completion_tokens == TOKENS
 
