@@ -13,6 +13,7 @@ import openai
 import pytest
 from endpoints import TOKENS, engine_of, listening
 
+from rljax.endpoint import app as module
 from rljax.endpoint.app import MOST_BYTES, make_app
 from rljax.tasks import character_tokenizer
 
@@ -238,6 +239,25 @@ def test_a_client_that_leaves_ends_its_work(server, stream, monkeypatch):
     gate.release(TOKENS)
     assert until(lambda: engine._open == 0)
     assert max(response.drawn for response in responses) <= 3 < TOKENS
+
+
+def test_a_request_that_takes_long_to_read_holds_nobody_up(server, monkeypatch):
+    begun, go_on, went_on = threading.Event(), threading.Event(), []
+    read = module.read_request
+
+    def slow(*arguments, **keywords):
+        begun.set()
+        went_on.append(go_on.wait(3))
+        return read(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "read_request", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(http, server[0], "/v1/completions", ASK)
+        assert begun.wait(30)
+        assert http(server[0], "/health")[0] == 200
+        go_on.set()
+        assert asked.result()[0] == 200
+    assert went_on == [True]
 
 
 def test_overload_is_told(folder):
