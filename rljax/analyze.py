@@ -22,10 +22,10 @@ from rljax.analysis import (
     read_runs,
     with_threshold,
 )
-from rljax.analysis.compare import Difference
 from rljax.analysis.figures import chosen
 from rljax.analysis.reading import Band
-from rljax.analysis.summary import Row, number_text, summary
+from rljax.analysis.summary import summary
+from rljax.analysis.telling import tell_comparison, tell_findings, tell_summary, tell_verdict
 from rljax.errors import UserError
 from rljax.health import SIGNS, Sign
 from rljax.host.files import write_whole
@@ -76,13 +76,13 @@ def analyze(options: argparse.Namespace) -> int:
         _make(out)
     for run, window, findings in zip(runs, found.windows, found.findings, strict=True):
         if not only_asked:
-            _tell_summary(terminal, run, summary(run, found.names, window), window)
+            tell_summary(terminal, run, summary(run, found.names, window), window)
         if options.check:
-            _tell_findings(terminal, run, window, findings)
+            tell_findings(terminal, run, window, findings)
     for run, comparison in zip(runs[1:], found.comparisons, strict=False):
-        _tell_comparison(terminal, runs[0], run, comparison)
+        tell_comparison(terminal, runs[0], run, comparison)
     for run, findings in zip(runs, found.findings, strict=True):
-        _tell_verdict(terminal, run, findings)
+        tell_verdict(terminal, run, findings)
     if out is not None:
         _write(out, found, options, terminal)
     return 0 if not options.check or (all_read and all(map(is_healthy, found.findings))) else 1
@@ -225,81 +225,3 @@ def _band(options: argparse.Namespace) -> Band | None:
         raise UserError("--min-tokens and --max-tokens belong together")
     check_band(*edges)
     return Band(*edges)
-
-
-def _tell_summary(terminal: Terminal, run: Run, rows: Sequence[Row], window: Window) -> None:
-    for row in rows:
-        terminal.emit_line("metric", run=run.label, **row._asdict())
-    heads = ("", "first", "last", "best", "at step", "held out: before", "after")
-    shown = [
-        (
-            *(row.metric, number_text(row.first), number_text(row.last), number_text(row.best)),
-            "" if row.best_step is None else str(row.best_step),
-            *(number_text(row.before), number_text(row.after)),
-        )
-        for row in rows
-    ]
-    title = f"{run.label}: last is the mean of steps {window.first} to {window.last}"
-    terminal.table(title, heads, shown)
-
-
-def _tell_findings(
-    terminal: Terminal, run: Run, window: Window, findings: Sequence[Finding]
-) -> None:
-    for finding in findings:
-        terminal.emit_line("sign", run=run.label, **finding._asdict())
-    title = f"{run.label}: the mean of steps {window.first} to {window.last}"
-    shown = [
-        (found.name, number_text(found.value), found.bounds, found.verdict, found.meaning)
-        for found in findings
-    ]
-    terminal.table(title, ("sign", "value", "healthy", "verdict", ""), shown)
-
-
-def _tell_comparison(terminal: Terminal, first: Run, second: Run, found: Comparison) -> None:
-    both = {"first": first.label, "second": second.label}
-    for one in found.metrics:
-        fields = {"difference": one.difference, **one._asdict()}
-        means = {"mean_first": fields.pop("first"), "mean_second": fields.pop("second")}
-        terminal.emit_line("difference", **both, **fields, **means)
-    for key, *values in found.config:
-        fields = dict(zip(("value_first", "value_second"), values, strict=True))
-        terminal.emit_line("setting", **both, key=key, **fields)
-    shown = [
-        (
-            *(one.name, number_text(one.first), number_text(one.second)),
-            f"{one.difference:+.4g}",
-            "" if one.relative is None else f"{one.relative:+.1%}",
-            _noise(one),
-        )
-        for one in found.metrics
-    ]
-    heads = ("metric", first.label, second.label, "difference", "relative", "")
-    terminal.table(f"{second.label} against {first.label}", heads, shown)
-    if found.config:
-        terminal.table("settings", ("", first.label, second.label), found.config)
-    if found.same:
-        text = f"{second.label} and {first.label}: all that they recorded is identical, bit by bit"
-        terminal.say("identical", text, **both)
-    for title, names in (
-        (f"identical at every step, {len(found.identical)} metrics", found.identical),
-        (f"recorded by {first.label} only", found.only_first),
-        (f"recorded by {second.label} only", found.only_second),
-    ):
-        if names:
-            terminal.say("metrics", f"{title}: {', '.join(names)}", **both, what=title, names=names)
-
-
-def _noise(difference: Difference) -> str:
-    if difference.p_value is None:
-        return "too few steps"
-    return "beyond noise" if difference.beyond_noise else "within noise"
-
-
-def _tell_verdict(terminal: Terminal, run: Run, findings: Sequence[Finding]) -> None:
-    healthy = is_healthy(findings)
-    wrong = [f"{found.name}: {found.meaning}" for found in findings if not found.sound]
-    if not healthy:
-        wrong = wrong or ["nothing was measured that would tell"]
-    text = f"{run.label}: {'healthy' if healthy else 'unhealthy: ' + '; '.join(wrong)}"
-    terminal.say("verdict", text, run=run.label, healthy=healthy, wrong=wrong)

@@ -11,6 +11,7 @@ import pytest
 from answers import series
 from endpoints import serving_model, write_model
 
+from rljax.endpoint import engine
 from rljax.monitor import LengthMonitor
 
 MIN, MAX = 6, 12
@@ -32,9 +33,12 @@ def servers(tmp_path_factory):
         return LengthMonitor(app, config=config)
 
     with (
+        pytest.MonkeyPatch.context() as patch,
         serving_model(model) as (bare, _),
         serving_model(model, middleware=[monitor]) as (monitored, _),
     ):
+        # So that streams have the same parts, however busy the machine is.
+        patch.setattr(engine, "DELIVER_SECONDS", 1e9)
         yield bare, monitored
 
 

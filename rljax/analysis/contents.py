@@ -157,6 +157,8 @@ def _samples(runs: Sequence[Run], of_runs: Sequence[Sequence[responses.Table]]) 
         for table in tables:
             rows = _fitting(table.rows, room, prompts)
             left_out += len(table.rows) - len(rows)
+            if not rows:
+                continue
             columns = {
                 name: [_shown(row.get(name)) for row in rows]
                 for name in (*TABLE_COLUMNS, *REWARDS)
@@ -168,7 +170,7 @@ def _samples(runs: Sequence[Run], of_runs: Sequence[Sequence[responses.Table]]) 
             }
             by_name = {
                 name.removeprefix("reward/"): [_shown(row.get(name)) for row in rows]
-                for name in (rows[0] if rows else ())
+                for name in rows[0]
                 if name.startswith("reward/")
             }
             found.append({"run": index, "step": table.step, "rewards": by_name, **columns})

@@ -103,7 +103,7 @@ def _of_sign(sign: Sign, figures: Mapping[str, float | None]) -> Finding:
     elif verdict == HEALTHY:
         spared = bounds[0] is not None and value < bounds[0]
         share = f"{ENOUGH_IN_BAND * 100:.0f} %"
-        meaning = f"it may be low where at least {share} of the responses are in band"
+        meaning = f"it may be low with at least {share} of the responses in band, or without a band"
         meaning = meaning if spared else ""
     else:
         meaning = sign.below if verdict == "low" else sign.above

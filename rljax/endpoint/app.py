@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import copy
+import functools
 import hmac
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.applications import Starlette
@@ -34,6 +37,9 @@ def make_app(
     """The application. ``middleware``: ASGI classes around it, the last one outermost, as
     ``vllm serve --middleware`` has them; ``api_key``: what clients must send, if anything."""
     created = int(time.time())
+    # A long prompt is not tokenized at once, and streams go on meanwhile: by a tokenizer of their
+    # own, as one that is used from several threads at once may refuse to be.
+    reading, tokenizer = ThreadPoolExecutor(1), copy.deepcopy(serving.tokenizer)
     card = {"id": serving.model, "object": "model", "created": created, "owned_by": "rljax"}
     card["max_model_len"] = serving.max_prompt_tokens + serving.max_tokens
 
@@ -65,9 +71,10 @@ def make_app(
 
     async def answer(request: Request, *, chat: bool) -> Response:
         check_key(request)
-        asked = read_request(await _body(request), serving, chat=chat)
+        read = functools.partial(read_request, await _body(request), serving, chat=chat)
+        asked = await asyncio.get_running_loop().run_in_executor(reading, read)
         news = _news(engine, asked, request.receive)
-        reply = Reply(asked, serving.model, serving.tokenizer)
+        reply = Reply(asked, serving.model, tokenizer)
         if asked.stream:
             first = await anext(news, [])  # so that what fails at once is no stream
             return _Stream(reply, first, news)

@@ -280,10 +280,14 @@ class Engine:
         seconds = (time.perf_counter() - began) / steps
         self._steps = min(max(int(DELIVER_SECONDS / seconds), 1), MOST_STEPS)
         news: dict[int, tuple[Job, list[Delta]]] = {}
+        ended = []
         for row, response in enumerate(self._at):
             if response is not None:
                 delta = self._take(row, response, drawn, steps)
                 news.setdefault(id(response.job), (response.job, []))[1].append(delta)
+                ended += [row] if delta.finish else []
+        for row in ended:  # only now: a fault in a later row is told to whoever has a row
+            self._free(row)
         for job, deltas in news.values():
             self._deliver(job, deltas)
 
@@ -303,11 +307,8 @@ class Engine:
 
         last = len(ids) == self._settings.left[row]
         delta = response.take(ids, end is not None, last, token)
-        if delta.finish:
-            self._free(row)
-        else:
-            self._settings.drawn[row] += len(ids)
-            self._settings.left[row] -= len(ids)
+        self._settings.drawn[row] += len(ids)
+        self._settings.left[row] -= len(ids)
         return delta
 
     def _free(self, row: int) -> None:

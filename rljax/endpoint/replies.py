@@ -78,17 +78,19 @@ class Reply:
         else:
             content = {"text": delta.text}
         logprobs = self._logprobs(delta.tokens)
-        return self._as_choice(delta.index, content, logprobs, delta.finish)
+        return self._as_choice(delta, content, logprobs)
 
     def _choice(self, deltas: list[Delta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
         message = {"message": {"role": "assistant", "content": text}}
         content = message if self._asked.chat else {"text": text}
         logprobs = self._logprobs([token for delta in deltas for token in delta.tokens])
-        return self._as_choice(deltas[0].index, content, logprobs, deltas[-1].finish)
+        return self._as_choice(deltas[-1], content, logprobs)
 
-    def _as_choice(self, index, content, logprobs, finish) -> dict[str, Any]:
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
+    def _as_choice(self, last: Delta, content, logprobs) -> dict[str, Any]:
+        """``stop_reason`` is vLLM's: it tells a stop string from an EOS."""
+        ended = {"finish_reason": last.finish, "stop_reason": last.stopped_by}
+        return {"index": last.index, **content, "logprobs": logprobs, **ended}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if self._asked.sampling.alternatives is None:
@@ -102,10 +104,8 @@ class Reply:
             "text_offset": [token.offset for token in tokens],
         }
 
-    def _top(self, token: Token) -> dict[str, float] | None:
+    def _top(self, token: Token) -> dict[str, float]:
         """Of several tokens with one text, the most probable; the token itself is there too."""
-        if not self._asked.sampling.alternatives:
-            return None
         told: dict[str, float] = {}
         for other, logprob in (*token.top, (token.id, token.logprob)):
             told.setdefault(self._text(other), logprob)

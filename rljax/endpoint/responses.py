@@ -39,6 +39,7 @@ class Delta(NamedTuple):
     count: int  # tokens, with the EOS and those of a stop string
     tokens: tuple[Token, ...]  # if log-probs were asked for
     finish: str | None  # stop, length
+    stopped_by: str | None  # the stop string that ended it
 
 
 Deliver = Callable[[list[Delta] | Exception], None]
@@ -93,7 +94,7 @@ class Response:
         if finish:
             told += self.stops.flush()
         self.drawn += count
-        return Delta(self.index, told, count, tuple(tokens), finish)
+        return Delta(self.index, told, count, tuple(tokens), finish, self.stops.met)
 
 
 def finite(logprob) -> float:

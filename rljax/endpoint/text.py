@@ -47,21 +47,21 @@ class Stops:
     >>> stops.push("an e"), stops.push("m, an en"), stops.push("d, and more")
     ('an ', 'em, an ', '')
     >>> stops.met
-    True
+    'end'
     """
 
     def __init__(self, strings: Sequence[str]):
         self._strings = tuple(strings)
         self._held = ""
-        self.met = False
+        self.met: str | None = None  # the one that ended it
 
     def push(self, text: str) -> str:
         """What can be told now that ``text`` has come."""
         self._held += text
-        found = [at for string in self._strings if (at := self._held.find(string)) >= 0]
+        found = [(at, s) for s in self._strings if (at := self._held.find(s)) >= 0]
         if found:
-            self.met = True
-            told, self._held = self._held[: min(found)], ""
+            at, self.met = min(found)
+            told, self._held = self._held[:at], ""
             return told
         wait = max((_beginning(self._held, string) for string in self._strings), default=0)
         cut = len(self._held) - wait

@@ -17,6 +17,8 @@ from rljax.host.samples import REWARD
 from rljax.host.secrets import redact, redacted
 
 MARKS = {True: "✓", False: "✗", None: ""}  # of what is correct, or was not judged
+CONTROLS = {code: 0x2400 + code for code in range(32)}  # to the pictures of them that Unicode has
+CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\N{SYMBOL FOR DELETE}")
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 
 
@@ -170,5 +172,6 @@ def _length(sample: dict[str, Any]) -> str:
 
 
 def _literal(text: str) -> str:
-    """As a table shows it: no secrets, no markup, on one line."""
-    return escape(redact(text)).replace("\n", "↵")
+    """As a table shows it: no secrets, no markup, on one line, and nothing that a terminal obeys,
+    which a response may hold."""
+    return escape(redact(text)).replace("\n", "↵").translate(CONTROLS)

@@ -51,7 +51,7 @@ class Judge:
         self.tally.judged += 1
         try:
             told = reader.told() if whole else None
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             self.tally.unmeasured["unreadable"] += 1
             return
         if told is None:

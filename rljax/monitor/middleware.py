@@ -76,6 +76,10 @@ class LengthMonitor:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rljax-monitor")
         self._room = threading.BoundedSemaphore(MOST_WAITING)
         try:
+            if window < 1:
+                raise UserError(f"window: at least one response is needed, got {window}")
+            if self._scraped is not None and not self._scraped.startswith("/"):
+                raise UserError(f'metrics: {METRICS} or such, or off, is needed, got "{path}"')
             policy = _policy(config or given(CONFIG))
             self._judge = Judge(
                 policy,
@@ -204,7 +208,7 @@ class Watch:
             return
         headers = {bytes(name).lower(): value for name, value in message.get("headers", ())}
         self._reader = Reader(
-            headers.get(b"content-type", b"").startswith(b"text/event-stream"),
+            headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
             keeps_text=self._judge.keeps_text,
             encoded=headers.get(b"content-encoding", b"identity") != b"identity",
         )

@@ -47,6 +47,7 @@ class Reader:
         self._kept: list[bytes] = []
         self._size = 0
         self._end: list[bytes] = []  # of a stream: from the line on that ends a first completion
+        self._end_size = 0
         self._line = b""  # its last one, which may go on
 
     def feed(self, parts: list[bytes]) -> None:
@@ -65,15 +66,17 @@ class Reader:
                 self._line = data[data.rfind(b"\n") + 1 :][-MOST_BODY:]
                 return
             data = data[data.rfind(b"\n", 0, found.start()) + 1 :]
-        self._end.append(data)
+        self._end_size += len(data)
+        self._end.append(data if self._end_size <= MOST_BODY else b"")
 
     def told(self, *, texts: bool = False) -> Told | None:
         """Of a whole response; None if no completion in it came to its end.
 
-        Raises ``ValueError`` if it is encoded or too large; that, or one of Python's other errors
-        of values and types, for what is not of an OpenAI-compatible server.
+        Raises ``ValueError`` if it is encoded or too large; that, ``RecursionError``, or one of
+        Python's other errors of values and types, for what is not of an OpenAI-compatible server.
         """
-        if self._encoded or (not self._keeps and (texts or not self._streamed)):
+        large = self._end_size > MOST_BODY or (not self._keeps and (texts or not self._streamed))
+        if self._encoded or large:
             raise ValueError("encoded, or too large")
         if not self._streamed:
             return _told([json.loads(b"".join(self._kept))], texts)
@@ -102,8 +105,7 @@ def _told(objects: Iterator[dict[str, Any]] | list[dict[str, Any]], texts: bool)
     not_text: set[int] = set()
     usage, name, model = None, "", ""
     for told in objects:
-        name = str(told.get("id") or name)[:MOST_NAME]
-        model = str(told.get("model") or model)[:MOST_NAME]
+        name, model = _name(told.get("id") or name), _name(told.get("model") or model)
         usage = (told.get("usage") or {}).get("completion_tokens", usage)
         for choice in told.get("choices") or ():
             index, reason = choice.get("index", 0), choice.get("finish_reason")
@@ -116,11 +118,20 @@ def _told(objects: Iterator[dict[str, Any]] | list[dict[str, Any]], texts: bool)
             message = choice.get("message") or choice.get("delta") or {}
             if any(message.get(part) for part in OTHER_PARTS):
                 not_text.add(index)
-            parts.setdefault(index, []).append(choice.get("text") or message.get("content") or "")
+            text = choice.get("text") or message.get("content") or ""
+            parts.setdefault(index, []).append(text if isinstance(text, str) else "")
+            if not isinstance(text, str):
+                not_text.add(index)
     if not ended:
         return None
     completions = [
         one._replace(text="".join(parts[index])) if texts and index not in not_text else one
         for index, one in sorted(ended.items())
     ]
-    return Told(name, model, completions, len(choices), usage if isinstance(usage, int) else None)
+    counted = type(usage) is int and usage >= 0
+    return Told(name, model, completions, len(choices), usage if counted else None)
+
+
+def _name(value: Any) -> str:
+    """As a label and a log can have it: JSON may hold half a character, which UTF-8 cannot."""
+    return str(value)[:MOST_NAME].encode("utf-8", "replace").decode("utf-8")

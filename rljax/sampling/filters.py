@@ -25,8 +25,13 @@ def top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    lowest = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    lowest = jnp.min(jnp.where(before < _some(p), ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= lowest, logits, -jnp.inf)
+
+
+def _some(p):
+    """Above 0 in float32 too, so that the most probable token stays."""
+    return jnp.maximum(p, jnp.finfo(jnp.float32).tiny)
 
 
 def min_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
@@ -78,7 +83,7 @@ def filter_rows(
         ordered = jnp.where(ordered >= lowest, ordered, -jnp.inf)
         probs = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs
-        reached = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+        reached = (before < _some(top_p[:, None])) | (top_p[:, None] >= 1)
         lowest = jnp.min(jnp.where(reached, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= lowest, logits, -jnp.inf)
         return jnp.where(logits >= ordered[:, :1] + jnp.log(min_p[:, None]), logits, -jnp.inf)

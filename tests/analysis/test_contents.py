@@ -76,6 +76,13 @@ def test_a_report_of_much_stays_small(tmp_path, monkeypatch):
     assert told["samples"]["tables"][0]["response"][0].endswith("x … [502 characters more]")
 
 
+def test_a_table_of_which_nothing_has_room_is_left_out(folder, monkeypatch):
+    """The page takes it that a table has responses."""
+    monkeypatch.setattr(module, "MOST_TEXT", 10)
+    told = shown(read_run(folder, "a"))["samples"]
+    assert told == {"prompts": [], "tables": [], "left_out": 6}
+
+
 def test_a_value_that_is_no_number_is_null(tmp_path):
     run = read_run(write_run(tmp_path, [figures(1, a=None), figures(2, a=1.0)]), "a")
     values = shown(run, names=["a"])["curves"][0]["runs"][0]["line"]["values"]

@@ -13,6 +13,7 @@ import openai
 import pytest
 from endpoints import TOKENS, engine_of, listening
 
+from rljax.endpoint import app as module
 from rljax.endpoint.app import MOST_BYTES, make_app
 from rljax.tasks import character_tokenizer
 
@@ -57,8 +58,11 @@ def test_usage_counts_the_eos_and_the_text_does_not_have_it(client):
     ]
     finished = {reply.choices[0].finish_reason: reply for reply in replies}
     ended, cut = finished["stop"], finished["length"]
+    assert ended.choices[0].stop_reason is cut.choices[0].stop_reason is None
     assert ended.choices[0].logprobs.tokens[-1] == "<eos>"
     assert "<eos>" not in ended.choices[0].text
+    told = ended.choices[0].logprobs
+    assert told.top_logprobs[-1] == {"<eos>": told.token_logprobs[-1]}  # logprobs=0: it alone
     assert ended.usage.completion_tokens == len(ended.choices[0].logprobs.tokens) < TOKENS
     assert cut.usage.completion_tokens == TOKENS
 
@@ -144,6 +148,7 @@ def test_a_stop_string_across_tokens(client, whole, stream):
     parts = [part.choices[0] for part in reply] if stream else reply.choices
     assert "".join(part.text for part in parts) == text[: text.index(stop)]
     assert parts[-1].finish_reason == "stop"
+    assert parts[-1].stop_reason == stop  # vLLM's
     if not stream:
         assert reply.usage.completion_tokens < 12
 
@@ -234,6 +239,25 @@ def test_a_client_that_leaves_ends_its_work(server, stream, monkeypatch):
     gate.release(TOKENS)
     assert until(lambda: engine._open == 0)
     assert max(response.drawn for response in responses) <= 3 < TOKENS
+
+
+def test_a_request_that_takes_long_to_read_holds_nobody_up(server, monkeypatch):
+    begun, go_on, went_on = threading.Event(), threading.Event(), []
+    read = module.read_request
+
+    def slow(*arguments, **keywords):
+        begun.set()
+        went_on.append(go_on.wait(3))
+        return read(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "read_request", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(http, server[0], "/v1/completions", ASK)
+        assert begun.wait(30)
+        assert http(server[0], "/health")[0] == 200
+        go_on.set()
+        assert asked.result()[0] == 200
+    assert went_on == [True]
 
 
 def test_overload_is_told(folder):

@@ -192,6 +192,34 @@ def test_numbers_that_are_none_are_a_fault(engine, monkeypatch, capsys):
     assert "NaN" in capsys.readouterr().err
 
 
+def test_a_fault_in_one_row_is_told_to_a_request_that_ends_in_another(engine, monkeypatch, capsys):
+    decode = engine._programs.decode
+    began, both_wait = threading.Event(), threading.Event()
+
+    def nan_in_the_second_row(*arguments):
+        table, drawn = decode(*arguments)
+        if not began.is_set():
+            began.set()
+            both_wait.wait(60)
+            return table, drawn
+        logprobs = np.array(drawn.logprobs)
+        logprobs[:, 1] = np.nan
+        return table, drawn._replace(logprobs=logprobs)
+
+    programs = engine._programs._replace(decode=nan_in_the_second_row)
+    monkeypatch.setattr(engine, "_programs", programs)
+    before = ask(engine, [SHORT], max_tokens=1)
+    assert began.wait(60)
+    asked = [ask(engine, [SHORT], max_tokens=1) for _ in range(2)]
+    both_wait.set()
+    collect(before)
+    for one in asked:
+        with pytest.raises(EngineError):
+            collect(one)
+    assert "NaN" in capsys.readouterr().err
+    assert engine._open == 0
+
+
 def test_stopping_ends_what_is_under_way(folder, monkeypatch):
     engine, _ = engine_of(folder)
     monkeypatch.setattr(module, "warm_up", lambda *_: None)

@@ -51,3 +51,10 @@ def test_a_table_shows_numbers_to_the_right_and_markup_as_it_is(shown, monkeypat
         " [red]a     │   1.5 ",
         " [MY_TOKEN] │   -20 ",
     ]
+
+
+def test_a_terminal_obeys_nothing_that_a_response_holds(shown):
+    terminal, lines = shown
+    terminal.table("t", ("response",), [("a\x1b[2J\r\x07b\x9b1A",)])
+    (row,) = (line for line in lines() if "│" in line)
+    assert row.strip("│").strip() == "a␛[2J␍␇b␡1A"

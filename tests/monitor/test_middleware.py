@@ -187,7 +187,9 @@ def test_what_is_counted(config, request_line, sent, counted):
     [
         (messages([answer(4)], [*JSON, (b"Content-Encoding", b"gzip")]), "unreadable"),
         (messages([b"<html>"]), "unreadable"),
+        (messages([b'{"choices":' + b"[" * 200_000]), "unreadable"),
         (messages([stream_of(events_of([["a"]], [None]))], SSE), "unfinished"),
+        (messages([stream_of([])], [(b"content-type", b"Text/Event-Stream")]), "unfinished"),
         (messages([answer(4)])[:-1], "unfinished"),  # the client went away
         (messages([stream_of(events_of([["a"]], ["stop"]))], SSE), "uncounted"),
         (messages([body_of([{"text": "a", "finish_reason": "stop"}] * 2, 8)]), "uncounted"),
@@ -421,6 +423,11 @@ def test_streams_are_read_in_batches_and_one_that_is_lost_is_not_judged(config, 
         ({"tokenizer": "none"}, "tokenizer: no tokenizer.json at none"),
         ({"log": "none/log.jsonl"}, "cannot write to the log none/log.jsonl"),
         ({"tokenizer": 3}, "TypeError"),
+        ({"window": 0}, "window: at least one response is needed, got 0"),
+        (
+            {"metrics": "metrics"},
+            'metrics: /rljax/metrics or such, or off, is needed, got "metrics"',
+        ),
     ],
 )
 def test_what_is_wrong_refuses_the_start_but_no_request(config, told, keywords, said):

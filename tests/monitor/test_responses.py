@@ -1,5 +1,7 @@
 """What is read of a response: the same wherever it is cut, and nothing that is not there."""
 
+import json
+
 import pytest
 from answers import body_of, cut, events_of, stream_of
 from builders import few
@@ -107,9 +109,32 @@ def test_no_text_is_told_of_what_is_not_all_text(message):
     assert found.text is None
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", b"[1]", b'"x"', b'{"choices": 3}', b"\xff"])
+def test_no_text_is_told_of_a_content_in_parts():
+    choice = {"message": {"content": [{"type": "text", "text": "a"}]}, "finish_reason": "stop"}
+    (found,) = read([body_of([choice])], streamed=False, texts=True).completions
+    assert found.text is None
+
+
+@pytest.mark.parametrize("tokens", [-5, True, "5", 2.5])
+def test_a_usage_that_is_no_number_of_tokens_is_none(tokens):
+    body = body_of([{"text": "a", "finish_reason": "stop"}], 7).replace(
+        b'"completion_tokens": 7', b'"completion_tokens": ' + json.dumps(tokens).encode()
+    )
+    assert read([body], streamed=False).usage_tokens is None
+
+
+def test_half_a_character_in_a_name_is_replaced():
+    body = body_of([{"text": "a", "finish_reason": "stop"}], 3).replace(b'"m"', b'"m\\ud800"')
+    told = read([body], streamed=False)
+    assert told.model == "m?"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"<html>", b"[1]", b'"x"', b'{"choices": 3}', b"\xff", b'{"a":' + b"[" * 200_000],
+)
 def test_what_no_such_server_would_say_is_an_error(data):
-    with pytest.raises((AttributeError, TypeError, ValueError)):
+    with pytest.raises((AttributeError, RecursionError, TypeError, ValueError)):
         read([data], streamed=False)
 
 
@@ -118,10 +143,13 @@ def test_what_is_encoded_or_too_large_is_not_read(monkeypatch):
     reader.feed([body_of([{"text": "a", "finish_reason": "stop"}], 3)])
     with pytest.raises(ValueError, match="encoded"):
         reader.told()
-    monkeypatch.setattr(responses, "MOST_BODY", 300)
-    large = body_of([{"text": "a" * 300, "finish_reason": "stop"}], 3)
+    monkeypatch.setattr(responses, "MOST_BODY", 600)
+    large = body_of([{"text": "a" * 600, "finish_reason": "stop"}], 3)
     with pytest.raises(ValueError, match="too large"):
         read([large], streamed=False)
+    beside = stream_of(events_of([["a"]], ["stop"])[:-1] + events_of([["b"] * 9], ["stop"]))
+    with pytest.raises(ValueError, match="too large"):  # the part from the first end on
+        read(cut(beside, range(0, 2000, 100)), keeps_text=False)
     stream = stream_of(events_of([["a"] * 9], ["stop"], usage=10))
     assert read(cut(stream, range(0, 2000, 100))).usage_tokens == 10
     with pytest.raises(ValueError, match="too large"):

@@ -25,6 +25,7 @@ def kept(logits):
         (lambda x: top_k(x, 2), [False, True, False, True]),
         (lambda x: top_k(x, 9), [True] * 4),
         (lambda x: top_p(x, 0.4), [False, True, False, False]),
+        (lambda x: top_p(x, 1e-50), [False, True, False, False]),  # 0 in float32
         (lambda x: top_p(x, 0.6), [False, True, False, True]),
         (lambda x: top_p(x, 0.9), [True, True, False, True]),
         (lambda x: min_p(x, 0.25), [True, True, False, True]),  # at least 0.125
@@ -100,6 +101,7 @@ def test_rows_with_settings_of_their_own():
     """Each as ``make_filter`` has it; and as it was, beside another that has limits."""
     settings = [{}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 3, "top_p": 0.84}]
     settings += [{"top_k": 3, "min_p": 0.5}, {"top_k": 9}, {"top_p": 0.7, "min_p": 0.4}]
+    settings += [{"top_p": 1e-50}]
     logits = jnp.stack([jnp.roll(LOGITS, turn) for turn in range(len(settings))])
 
     def of(settings):
