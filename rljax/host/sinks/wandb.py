@@ -1,6 +1,7 @@
 """A run of Weights & Biases."""
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,9 @@ class _Run:
 
     def begin(self, step: int, metrics: dict[str, float], figures: dict[str, float]) -> None:
         wandb, self._logged = needed("wandb"), Logged(self._folder / FILE)
+        own = sys.excepthook, sys.exit
+        wandb.setup()  # has tracebacks printed as they are, with what is secret in them
+        sys.excepthook, sys.exit = own
         self._run = wandb.init(
             id=self._logged.id(lambda: uuid.uuid4().hex[:8])[0],
             resume="allow",
