@@ -61,7 +61,9 @@ class _Run:
         self._logged: Any = None
 
     def begin(self, step: int, metrics: dict[str, float], figures: dict[str, float]) -> None:
-        wandb, self._logged = needed("wandb"), Logged(self._folder / FILE)
+        wandb = needed("wandb")
+        place = f"{self._keywords.get('entity')}, {self._keywords.get('project')}"
+        self._logged = Logged(self._folder / FILE, place)
         own = sys.excepthook, sys.exit
         wandb.setup()  # has tracebacks printed as they are, with what is secret in them
         sys.excepthook, sys.exit = own
