@@ -3,7 +3,6 @@
 import json
 import reprlib
 from collections.abc import Collection
-from types import NoneType
 from typing import Any, NamedTuple
 
 from rljax.data.rows import Rows
@@ -82,7 +81,8 @@ def find_responses(
 
 def _are(kind: type, name: str, rows: Rows) -> bool:
     """Whether a column holds what a table of samples has by this name; else it is data."""
-    return all(type(row.get(name)) in (kind, NoneType) for row in rows.rows)
+    values = [row[name] for row in rows.rows if row.get(name) is not None]
+    return all(type(x) is kind and (kind is str or abs(x) < 2**63) for x in values)
 
 
 def _parted(row: Row, asks: str, answers: str | None) -> tuple[Any, str]:

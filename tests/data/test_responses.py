@@ -69,6 +69,7 @@ def test_what_only_has_the_name_of_a_place_is_data():
     responses = found(*rows)
     assert responses.places == [{}, {}]
     assert responses.rows.rows == [{"prompt": "a", **mine}, {"prompt": "b", "step": 2}]
+    assert found({"prompt": "a", "response": "x", "step": 2**63}).places == [{}]
     rows = [{"prompt": "a", "response": "x", "prompt_index": index} for index in (None, 3)]
     assert found(*rows).places == [{}, {"prompt_index": 3}]
 
