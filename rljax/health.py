@@ -4,6 +4,7 @@
 all go by this table.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ SIGNS = (
 
 
 def judge(sign: Sign, figures: Mapping[str, float | None]) -> str | None:
-    """ "low", "high" or "healthy", of figures by their names; None if they do not tell.
+    """ "low", "high" or "healthy", of figures by their names; None if they do not tell, as NaN.
 
     >>> judge(SIGNS[0], {"length_penalty_mean": 0.7})
     'high'
@@ -57,7 +58,12 @@ def judge(sign: Sign, figures: Mapping[str, float | None]) -> str | None:
         return figures.get(bound) if isinstance(bound, str) else bound
 
     value, low, high = figures.get(sign.metric), number(sign.low), number(sign.high)
-    if value is None or (low is None and sign.low) or (high is None and sign.high):
+    if (
+        value is None
+        or math.isnan(value)
+        or (low is None and sign.low)
+        or (high is None and sign.high)
+    ):
         return None
     if low is not None and value < low:
         in_band = figures.get("in_band_ratio")

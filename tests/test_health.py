@@ -25,6 +25,7 @@ BAND = {MIN: 30, MAX: 80}
         ("truncated_ratio", 0.3, {}, "high"),
         ("left_out_ratio", 0.6, {}, "high"),
         ("left_out_ratio", None, {}, None),
+        ("left_out_ratio", float("nan"), {}, None),
     ],
 )
 def test_a_sign(metric, value, others, verdict):

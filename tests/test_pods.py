@@ -103,12 +103,15 @@ def test_two_processes_are_as_one_and_end_together(tmp_path):
     alone, folder = tmp_path / "alone", tmp_path / "pod"
     run_here(alone)
 
-    processes = pod(folder, *SETTINGS)
+    heard = ("metrics.tensorboard=true", "metrics.prometheus.port=0")
+    processes = pod(folder, *SETTINGS, *heard)
     wait_for(2, folder, processes)
     processes[1].send_signal(signal.SIGTERM)
     code, lines, out = ended(processes[0], 60)
     assert (code, lines) == (75, [f"rljax: terminated; the same with run_dir={folder} resumes it"])
     assert [json.loads(line)["event"] for line in out.splitlines()][:2] == ["processes", "start"]
+    assert out.count('"event": "prometheus"') == 1
+    assert len(list((folder / "tensorboard").iterdir())) == 1
     assert ended(processes[1], 10) == (75, [], "")  # only process 0 prints
     stopped = len(records(folder / "metrics.jsonl"))
     assert 2 <= stopped < STEPS

@@ -58,8 +58,9 @@ def find_responses(
             f"{rows.name}: a prompt or messages are needed, and a response, completion or text, "
             f"or another as --response-column; there are {', '.join(there)}"
         )
-    own = {asks, answers, "truncated", "finish_reason", "greedy", "event", "step", "prompt_index"}
-    own |= {*leave}
+    numbers = [name for name in ("step", "prompt_index") if _are(int, name, rows)]
+    told = [*numbers, *(["source"] if _are(str, "source", rows) else [])]
+    own = {asks, answers, "truncated", "finish_reason", "greedy", "event", *numbers, *leave}
     places: list[dict[str, Any]] = []
     kept, texts, truncated, greedy = [], [], [], []
     for index, row in enumerate(rows.rows):
@@ -71,11 +72,17 @@ def find_responses(
             raise UserError(f"{rows.where(index)}: {fault}") from None
         kept.append({"prompt": prompt} | {n: x for n, x in row.items() if n not in own})
         texts.append(text)
-        places.append({n: row[n] for n in ("step", "prompt_index", "source") if n in row})
+        places.append({n: row[n] for n in told if row.get(n) is not None})
     words = [f'"{asks}"', f'"{answers}"' if answers else "the last message"]
     words += [f'"{name}"' for name in ("truncated", "finish_reason") if name in there]
     note = f"{rows.name}: {len(kept):,} responses, by {', '.join(words)}"
     return Responses(rows._replace(rows=kept), texts, truncated, greedy, places, note)
+
+
+def _are(kind: type, name: str, rows: Rows) -> bool:
+    """Whether a column holds what a table of samples has by this name; else it is data."""
+    values = [row[name] for row in rows.rows if row.get(name) is not None]
+    return all(type(x) is kind and (kind is str or abs(x) < 2**63) for x in values)
 
 
 def _parted(row: Row, asks: str, answers: str | None) -> tuple[Any, str]:

@@ -63,6 +63,17 @@ def test_what_was_judged_before_is_no_data_and_what_else_there_is_stays():
     assert (responses.texts, responses.greedy) == ([""], [True])
 
 
+def test_what_only_has_the_name_of_a_place_is_data():
+    mine = {"step": "add 1", "prompt_index": 1.5, "source": 7}
+    rows = [{"prompt": "a", "response": "x", **mine}, {"prompt": "b", "response": "x", "step": 2}]
+    responses = found(*rows)
+    assert responses.places == [{}, {}]
+    assert responses.rows.rows == [{"prompt": "a", **mine}, {"prompt": "b", "step": 2}]
+    assert found({"prompt": "a", "response": "x", "step": 2**63}).places == [{}]
+    rows = [{"prompt": "a", "response": "x", "prompt_index": index} for index in (None, 3)]
+    assert found(*rows).places == [{}, {"prompt_index": 3}]
+
+
 def test_the_responses_to_one_prompt_are_a_group():
     rows = [{"prompt": p, "response": "x"} for p in ("a", "b", "a")]
     assert found(*rows).groups() == [0, 1, 0]

@@ -2,10 +2,12 @@
 
 import json
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
+import wandb
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
@@ -98,7 +100,10 @@ def history(folder: Path) -> list[dict]:
 def test_wandb_has_every_step_once_in_one_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     keywords = check_wandb({"project": "mine", "tags": ["a"]})
+    own = sys.excepthook, sys.exit
     two_starts(lambda: wandb_sink(tmp_path, CONFIG, keywords))
+    assert (sys.excepthook, sys.exit) == own  # which redact what is printed
+    wandb.teardown()  # its process writes on for a moment
     rows = history(tmp_path)
     assert [(row["_step"], row["reward_mean"]) for row in rows] == [
         (step, step / 4) for step in (1, 2, 3, 4)
@@ -146,6 +151,21 @@ def test_mlflow_has_every_step_once_in_one_run(tmp_path, monkeypatch):
 
     assert logged("reward_mean") == [(step, step / 4) for step in (1, 2, 3, 4)]
     assert logged("eval/pass_at_2") == [(2, 0.25), (3, 0.375), (4, 0.5)]
+
+
+def test_another_server_of_mlflow_gets_a_run_of_its_own(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for step, name in enumerate(("one", "other")):
+        uri = (tmp_path / name).as_uri()
+        sink = mlflow_sink(tmp_path, {}, experiment="sums", tracking_uri=uri, run_name=None)
+        sink.begin(step, {}, {})
+        sink.on_step(1, {"reward_mean": 0.5})
+        sink.close()
+        client = MlflowClient(tracking_uri=uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("sums").experiment_id])
+        assert run.data.metrics == {"reward_mean": 0.5}
 
 
 def scrape(address: str) -> dict[tuple, float]:
@@ -232,6 +252,6 @@ def test_it_no_longer_listens_once_it_is_closed(tmp_path):
 
 
 def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'rljax\[tensorboard\]'"):
         needed("tensorboard")

@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Literal
 
 from rljax.host.files import write_whole
+from rljax.host.secrets import redact
 
 Kind = Literal["step", "eval"]
 
 
 class Logged:
-    """The service's id of the run, and the last step that it knows; kept in the run's folder."""
+    """The service's id of the run, and the last step that it knows; kept in the run's folder.
 
-    def __init__(self, file: Path):
+    Another place, such as another server, knows nothing of it yet.
+    """
+
+    def __init__(self, file: Path, place: str):
         self._file = file
         self._told: dict[str, str | int] = {}
         if file.exists():
             self._told = json.loads(file.read_text(encoding="utf-8"))
+        place = redact(place)
+        if self._told.get("place") != place:
+            self._told = {"place": place}
 
     def id(self, make: Callable[[], str]) -> tuple[str, bool]:
         """The id, and whether it is new: then ``make`` makes it."""

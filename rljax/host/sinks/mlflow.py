@@ -64,7 +64,8 @@ class _Run:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self._uri)
-        self._logged = Logged(self._folder / FILE)
+        place = f"{self._client.tracking_uri}, {self._experiment}"
+        self._logged = Logged(self._folder / FILE, place)
         run, is_new = self._logged.id(self._new_run)
         if not is_new:
             self._client.update_run(run, status="RUNNING")

@@ -1,6 +1,7 @@
 """A run of Weights & Biases."""
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,12 @@ class _Run:
         self._logged: Any = None
 
     def begin(self, step: int, metrics: dict[str, float], figures: dict[str, float]) -> None:
-        wandb, self._logged = needed("wandb"), Logged(self._folder / FILE)
+        wandb = needed("wandb")
+        place = f"{self._keywords.get('entity')}, {self._keywords.get('project')}"
+        self._logged = Logged(self._folder / FILE, place)
+        own = sys.excepthook, sys.exit
+        wandb.setup()  # has tracebacks printed as they are, with what is secret in them
+        sys.excepthook, sys.exit = own
         self._run = wandb.init(
             id=self._logged.id(lambda: uuid.uuid4().hex[:8])[0],
             resume="allow",
