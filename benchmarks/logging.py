@@ -3,15 +3,15 @@
     python -m benchmarks.logging [key=value ...]
 
 One run of the embedded task's training step, which moves the policy by next to nothing, so that all
-steps have the same work: blocks of steps with every sink and blocks with none, in random order.
-The sinks are terminal, JSONL, TensorBoard, Prometheus scraped once a second, and, if they are
-installed, Weights & Biases offline and MLflow over files. A step is timed from the end of the one
-before, with all that was told of that one, so that what sinks do meanwhile counts; the first of
-each block, beside which there may be work of the block before, does not.
+steps have the same work: pairs of blocks of steps, one block with every sink and one with none, in
+random order. The sinks are terminal, JSONL, TensorBoard, Prometheus scraped once a second, and, if
+they are installed, Weights & Biases offline and MLflow over files. A step is timed from the end of
+the one before, with all that was told of that one, so that what sinks do meanwhile counts; the
+first of each block, beside which there may be work of the block before, does not.
 
-Prints the medians, their ratio, and the interval that holds nine in ten of the ratios of blocks
-that are drawn anew; the same of the processor's time, all threads together, which a busy machine
-disturbs less; and what the loop itself spends on a step's metrics.
+Prints the medians; their ratio in a pair, as the median over the pairs with the interval that holds
+nine in ten of those of pairs that are drawn anew; the same of the processor's time, all threads
+together, which a busy machine disturbs less; and what the loop itself spends on a step's metrics.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from rljax.launch import config_and_overrides
 from rljax.listening import open_listeners
 from rljax.train import place
 
-BLOCKS, STEPS = 30, 5  # half of them with sinks; steps of each, the first not counted
+PAIRS, STEPS = 25, 3  # of blocks, one of them with sinks; steps of each, the first not counted
 STILL = ["optimizer.policy.learning_rate=1e-12", "optimizer.value.learning_rate=1e-12"]
 SCRAPER = """
 import time, urllib.request
@@ -78,12 +78,13 @@ def measure(settings: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray, 
     steps]; and the seconds that the loop itself spent on each step with sinks."""
     sinks = every_sink(folder)
     path, overrides = config_and_overrides(settings)
-    count = BLOCKS * STEPS + 1
+    count = 2 * PAIRS * STEPS + 1
     fixed = [f"steps={count}", "warm_start=null", f"metrics={json.dumps(sinks)}"]
     config = load_config(path, [*fixed, *STILL, *overrides])
     built, terminal = build(config, path.parent), Terminal()
     phase, addresses = built.train, []
-    order = np.random.default_rng(0).permutation(np.arange(BLOCKS) % 2 == 0)
+    first = np.random.default_rng(0).random(PAIRS) < 0.5  # the one with sinks, of a pair
+    order = np.stack([first, ~first], axis=1).reshape(-1)
     times, telling = [], []
 
     def say(event: str, text: str, /, **fields) -> None:
@@ -111,7 +112,7 @@ def measure(settings: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray, 
                 telling.append(records.seconds + time.perf_counter() - began)
             times.append((time.perf_counter(), time.process_time()))
             block = (step - 1) // STEPS  # of the next step
-            records.on = block < BLOCKS and bool(order[block])
+            records.on = block < 2 * PAIRS and bool(order[block])
 
         step = CompiledStep(
             phase.train_step, shardings, built.mesh, contextlib.nullcontext, phase.between
@@ -127,7 +128,7 @@ def measure(settings: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray, 
             on_state=lambda step, state: None,
             progress=dict,
         )
-    seconds = np.diff(times, axis=0).T.reshape(2, BLOCKS, STEPS)[..., 1:]
+    seconds = np.diff(times, axis=0).T.reshape(2, 2 * PAIRS, STEPS)[..., 1:]
     return seconds[:, order], seconds[:, ~order], telling
 
 
@@ -153,16 +154,13 @@ def scraped(address: str):
         scraper.wait()
 
 
-def interval(on: np.ndarray, off: np.ndarray) -> tuple[float, float]:
-    """Of the ratio of the medians, over blocks that are drawn anew."""
+def ratio_of(on: np.ndarray, off: np.ndarray) -> tuple[float, float, float]:
+    """The median over the pairs of the ratio of their blocks' medians, and its interval."""
+    ratios = np.median(on, axis=1) / np.median(off, axis=1)
     rng = np.random.default_rng(0)
-    ratios = [
-        np.median(on[rng.integers(len(on), size=len(on))])
-        / np.median(off[rng.integers(len(off), size=len(off))])
-        for _ in range(2000)
-    ]
-    low, high = np.quantile(ratios, (0.05, 0.95))
-    return float(low), float(high)
+    drawn = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.quantile(drawn, (0.05, 0.95))
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def main() -> None:
@@ -170,11 +168,11 @@ def main() -> None:
         on, off, telling = measure(sys.argv[1:], Path(folder))
     figures: dict[str, float] = {"steps": on[0].size + off[0].size}
     for name, with_sinks, without in zip(("seconds", "cpu_seconds"), on, off, strict=True):
-        low, high = interval(with_sinks, without)
+        ratio, low, high = ratio_of(with_sinks, without)
         figures |= {
             f"{name}_with_sinks": float(np.median(with_sinks)),
             f"{name}_without": float(np.median(without)),
-            f"{name}_ratio": float(np.median(with_sinks) / np.median(without)),
+            f"{name}_ratio": ratio,
             f"{name}_ratio_low": low,
             f"{name}_ratio_high": high,
         }
