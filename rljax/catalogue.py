@@ -3,9 +3,7 @@
 import importlib
 import inspect
 import itertools
-import os
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ from rljax.config_file import builtin_configs
 from rljax.errors import UserError, nearest
 from rljax.host.metrics import json_text
 from rljax.host.secrets import redact, redacted, say
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Parser, Terminal, reader_left
 from rljax.rewards import PythonReward
 from rljax.types import Algorithm, Controller, Transform
 from rljax.yaml_text import read_yaml
@@ -108,8 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         print("\n".join(json_text(redacted(as_json(entry))) for entry in entries), flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        reader_left()
     return 0
 
 

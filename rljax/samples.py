@@ -6,7 +6,6 @@ It needs neither JAX nor an accelerator, and only reads: a run under way is not 
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from rljax.errors import UserError
 from rljax.host.samples import read_samples, sampled_steps
 from rljax.host.secrets import say
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Parser, Terminal, reader_left
 from rljax.lengths import VERDICTS, length_figures
 
 Row = dict[str, Any]
@@ -84,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        reader_left()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -137,6 +138,11 @@ class Terminal:
         """A line for a machine."""
         if not self.quiet:
             print(json_text(redacted({"event": event, **fields})), file=sys.stdout, flush=True)
+
+
+def reader_left() -> None:
+    """Has what is still printed go nowhere, once whoever read it has seen enough, as ``head``."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Parser(argparse.ArgumentParser):
