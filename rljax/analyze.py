@@ -274,7 +274,7 @@ def _tell_comparison(terminal: Terminal, first: Run, second: Run, found: Compari
         )
         for one in found.metrics
     ]
-    heads = ("metric", first.label, second.label, "difference", "relative", "")
+    heads = ("metric", first.label, second.label, "change", "relative", "")
     terminal.table(f"{second.label} against {first.label}", heads, shown)
     if found.config:
         terminal.table("settings", ("", first.label, second.label), found.config)

@@ -51,3 +51,13 @@ def test_a_table_shows_numbers_to_the_right_and_markup_as_it_is(shown, monkeypat
         " [red]a     │   1.5 ",
         " [MY_TOKEN] │   -20 ",
     ]
+
+
+def test_a_table_that_is_wide_breaks_no_name(shown):
+    terminal, lines = shown
+    rows = [("reward_shaping_ratio", *["-0.12"] * 6), ("length_mean", *["27.05"] * 6)]
+    heads = ("", "first", "last", "best", "at step", "held out: before", "after")
+    terminal.table("t", heads, rows)
+    assert all(len(line) <= 80 for line in lines())
+    for row in rows:
+        assert any(line.split() == list(row) for line in lines())
