@@ -104,6 +104,7 @@ class _Feed:
         self._useless: set[int] = set()  # those that could not begin
         self._lost = 0  # calls that did not fit
         self._given_up = False
+        self._busy = ""  # the function that is being called, while it is
         self.news: list[Failure] = []  # appended to by one thread, taken from by the other
         self._thread = threading.Thread(target=self._run, name=self._names(), daemon=True)
         self._thread.start()
@@ -135,7 +136,8 @@ class _Feed:
             if self._failed[at] > 1
         ]
         if lost := self._lost + self._put - self._heard:
-            texts.append(f"{self._names()} lost {lost} call(s)")
+            busy = f"{self._busy} has not come back; " if self._given_up and self._busy else ""
+            texts.append(f"{busy}{self._names()} lost {lost} call(s)")
         elif self._given_up:
             texts.append(f"{self._names()} was not closed in time")
         return texts
@@ -159,6 +161,7 @@ class _Feed:
         if function is _ignore:
             return
         self._told[at] += 1
+        self._busy = f"{listener.name} in {kind}"
         try:
             function(*arguments)
         except BaseException as error:  # a callback's sys.exit, too
@@ -171,6 +174,7 @@ class _Feed:
             if self._failed[at] == 1:
                 text = f"{listener.name} failed in {kind}: {what}; {then}"
                 self.news.append(Failure(text, traceback.format_exc()))
+        self._busy = ""
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -119,7 +119,8 @@ def test_one_that_hangs_holds_up_neither_the_run_nor_the_others(monkeypatch):
     assert time.monotonic() < began + 5
     release.set()
     assert texts(told)[0].startswith("hanging does not keep up: from step 5 on")
-    assert texts(told)[1:] == ["hanging lost 7 call(s)"]  # 1 in hand, 3 waiting, 3 that came after
+    lost = "hanging lost 7 call(s)"  # 1 in hand, 3 waiting, 3 that came after
+    assert texts(told)[1:] == [f"hanging in on_step has not come back; {lost}"]
     assert ("other", "close") in log
     thread.join(10)
     assert [call[2] for call in log if call[0] == "hanging"] == [1]  # given up, and not taken up
@@ -136,4 +137,4 @@ def test_a_run_that_fails_waits_less_for_them(monkeypatch, error, least, most):
     heard.__exit__(error, error and error(), None)
     assert least <= time.monotonic() - began < most
     release.set()
-    assert texts(told) == ["slow lost 1 call(s)"]
+    assert texts(told) == ["slow in on_step has not come back; slow lost 1 call(s)"]
