@@ -45,7 +45,7 @@ HOW_TO_NAME = {
     "shaping": "shaping: {my_name: {fn: NAME, keyword: value}}; controllers for numbers in it",
     "algorithms": "algorithm: {fn: NAME, keyword: value}",
     "families": "models: {policy: FOLDER}, or {fn: llama, …}, or {fn: fresh, model_type: NAME, …}",
-    "recipes": "rljax launch FILE [key=value ...]",
+    "recipes": "rljax launch configs/NAME.yaml [key=value ...]",
 }
 
 

@@ -21,7 +21,7 @@ import yaml
 from rljax.build import build
 from rljax.checks import check_step, check_weights
 from rljax.config import Config, load_config, resolved
-from rljax.config_file import builtin_config
+from rljax.config_file import builtin_config, builtin_configs
 from rljax.describe import describe
 from rljax.errors import UserError
 from rljax.folder import locked, open_folder, removed_if_refused, run_folder, steps_kept
@@ -140,6 +140,9 @@ def config_and_overrides(settings: list[str], run: Path | None = None) -> tuple[
     path = run / "config.yaml" if run else builtin_config(DEFAULT_CONFIG)
     if files:
         path = Path(files[0])
+        known = builtin_configs().get(path.with_suffix(".yaml").name)
+        if known is not None and not path.exists():
+            raise UserError(f"no config {path} here; the recipe of that name is {known}")
     return path, [setting for setting in settings if "=" in setting]
 
 

@@ -11,6 +11,7 @@ from rljax.host.distributed import is_loopback
 from rljax.host.listeners import Failure, Listener, Listeners
 from rljax.host.secrets import redacted
 from rljax.host.sinks import (
+    check_mlflow,
     check_wandb,
     mlflow_sink,
     needed,
@@ -28,9 +29,10 @@ def check_listening(config: Config) -> None:
     if not is_writer():
         return
     metrics = config.metrics
-    for package in ("tensorboard", "mlflow"):
-        if getattr(metrics, package):
-            needed(package)
+    if metrics.tensorboard:
+        needed("tensorboard")
+    if metrics.mlflow is not None:
+        check_mlflow(metrics.mlflow.tracking_uri)
     if metrics.wandb is not None:
         check_wandb(metrics.wandb)
     _callbacks(config.callbacks, Path())

@@ -40,12 +40,12 @@ def encode(
     """
     rows, _ = arrange(responses.rows, "prompts", columns)
     told = [
-        {"prompt": row["prompt"], "answer": text}
+        {"prompt": row["prompt"], "response": text}
         for row, text in zip(rows.rows, responses.texts, strict=True)
     ]
     answered = encode_answers(
         Rows(told, rows.name, rows.lines, rows.places),
-        ["answer"],
+        ["response"],
         tokenizer,
         chat_template,
         eos_ids,

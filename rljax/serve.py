@@ -184,24 +184,40 @@ def _is_loopback(address: str) -> bool:
 
 
 def _run(uvicorn, app, listening: socket.socket) -> int:
-    """Serves until a signal comes, and then until what is under way has ended, or a while."""
+    """Serves until a signal comes, and then until what is under way has ended, or a while.
+
+    Raises ``UserError`` if a middleware refuses the start.
+    """
     came: list[int] = []
+    refused: list[str] = []
+
+    async def heard(scope, receive, send) -> None:
+        async def told(message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                refused.append(message.get("message", ""))
+            await send(message)
+
+        await app(scope, receive, told if scope["type"] == "lifespan" else send)
+
     before = {
         number: signal.signal(number, lambda number, _: came.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)  # which uvicorn raises again at its end
     }
     config = uvicorn.Config(
-        app,
+        heard,
         log_config=None,
         log_level="critical",  # what fails says so itself, with no secret in it
         access_log=False,
-        lifespan="off",
+        lifespan="auto",
         ws="none",
         timeout_graceful_shutdown=PATIENT_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(SystemExit):  # of a start that is refused
+        uvicorn.Server(config).run(sockets=[listening])
     for number, handler in before.items():
         signal.signal(number, handler)
+    if refused:
+        raise UserError(f"--middleware: {refused[0].removeprefix('rljax: error: ')}")
     interrupted = signal.SIGINT in came
     say("interrupted" if interrupted else "terminated")
     return INTERRUPTED if interrupted else 0

@@ -218,6 +218,8 @@ def test_bad_files_end_in_one_line(capsys, tmp_path):
     assert 'data.jsonl:2: "prompt" is missing or null' in says(good + '{"answer": "2"}\n')
     assert "more than data.max_prompt_tokens=8" in says('{"prompt": "1111+11111="}\n')
     assert "cannot read the config" in refused_config(capsys, tmp_path / "absent.yaml")
+    for name in ("grpo", "configs/grpo.yaml"):
+        assert "the recipe of that name is" in refused_config(capsys, tmp_path / name)
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     assert "not valid YAML" in refused_config(capsys, tmp_path / "broken.yaml")
 

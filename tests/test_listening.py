@@ -164,6 +164,7 @@ def test_a_run_with_a_taken_port_or_a_missing_package_does_not_begin(tmp_path, m
         ("metrics.prometheus.port=65536", "metrics.prometheus.port: input should be less than"),
         ("metrics.prometheus=9400", "metrics.prometheus: expected keys with values, got 9400"),
         ("metrics.mlflow.uri=x", 'unknown key "metrics.mlflow.uri"'),
+        ("metrics.mlflow.tracking_uri=nowhere://x", "metrics.mlflow: name a server, as metrics"),
         ("metrics.wandb.projct=x", 'unknown key "projct"; did you mean "project"'),
         ("callbacks.on_stp=a:b", 'unknown key "callbacks.on_stp"; did you mean "on_step"'),
         (
@@ -183,7 +184,7 @@ def test_a_key_that_makes_no_sense_is_refused(setting, said):
     [
         ("metrics.tensorboard=true", "metrics.tensorboard"),
         ("metrics.wandb={mode: offline}", "metrics.wandb"),
-        ("metrics.mlflow={}", "metrics.mlflow"),
+        ("metrics.mlflow.tracking_uri=http://127.0.0.1:9", "metrics.mlflow"),
         ("metrics.prometheus={port: 0}", "metrics.prometheus"),
         ("callbacks.on_step=builtins:print", "callbacks.on_step builtins:print"),
         ("callbacks.on_eval=builtins:print", "callbacks.on_eval builtins:print"),

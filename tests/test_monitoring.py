@@ -26,8 +26,8 @@ TOLD_BESIDE = {  # beside the metrics of a step and of an evaluation: by the end
     *("rljax_step", "rljax_skipped_updates_total"),
     *("rljax_length_band_min_tokens", "rljax_length_band_max_tokens"),
     # and by that of a server
-    *("rljax_responses_total", "rljax_length_violations_total", "rljax_response_tokens_bucket"),
-    "rljax_unmeasured_responses_total",
+    *("rljax_responses_total", "rljax_length_violations_total"),
+    *("rljax_response_length_tokens_bucket", "rljax_unmeasured_responses_total"),
 }
 
 

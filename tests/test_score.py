@@ -69,6 +69,12 @@ def test_a_file_of_responses_is_judged_and_written(file, capsys):
     assert rows[0]["reward_raw"] == pytest.approx(0.8)
 
 
+def test_characters_that_the_tokenizer_does_not_know_are_the_response_s(file, capsys):
+    file.write_text('{"prompt": "1+2=", "response": "w\u00f6", "answer": "3"}\n')
+    error = said(capsys, file, code=2)
+    assert 'logged.jsonl:1: "response" has characters that' in error
+
+
 def test_columns_that_no_compiled_reward_can_read_are_told_and_kept_for_others(file, capsys):
     """Logs have columns of all kinds, and verl's ``reward_model`` is data."""
     (file.parent / "users.py").write_text(

@@ -74,6 +74,12 @@ def test_a_middleware_is_found_from_the_working_directory(tmp_path, monkeypatch)
     assert serve.middleware_class("around_it.Around").__name__ == "Around"
 
 
+def test_a_middleware_refuses_the_start(refused, folder, monkeypatch):
+    monkeypatch.setenv("RLJAX_MONITOR_CONFIG", "nowhere.yaml")
+    said = refused(folder, "--middleware", "rljax.monitor.LengthMonitor")
+    assert "error: --middleware: the length monitor cannot judge: cannot read the config" in said
+
+
 def test_without_the_extra_it_says_what_to_install(refused, folder, monkeypatch):
     monkeypatch.delitem(sys.modules, "rljax.endpoint.app", raising=False)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)

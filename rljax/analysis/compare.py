@@ -18,6 +18,7 @@ import numpy as np
 from rljax.analysis.reading import Run
 from rljax.analysis.series import Series, Window
 from rljax.config_file import flatten
+from rljax.host.metrics import json_text
 
 LEVEL = 0.05  # share, of what counts as beyond noise, that may be noise
 MOST_CORRELATED = 0.95
@@ -161,4 +162,7 @@ def _effect(difference: Difference) -> float:
 
 
 def _shown(config: dict[str, Any], key: str) -> str:
-    return str(config[key]) if key in config else ABSENT
+    if key not in config:
+        return ABSENT
+    value = config[key]  # in YAML's words
+    return json_text(value) if value is None or isinstance(value, bool) else str(value)

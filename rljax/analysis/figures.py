@@ -57,7 +57,7 @@ def unknown(name: str, there: set[str]) -> str:
     """What is wrong with the name of a figure that no run has."""
     if name in {metric.name for metric in METRICS}:
         return f'no run has recorded the metric "{name}"; recorded: {", ".join(sorted(there))}'
-    return f'unknown metric "{name}"; {nearest(name, there | {metric.name for metric in METRICS})}'
+    return f'unknown metric "{name}"; {nearest(name, there)}'
 
 
 def held_out(run: Run, name: str) -> Series | None:

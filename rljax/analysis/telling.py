@@ -60,7 +60,7 @@ def tell_comparison(terminal: Terminal, first: Run, second: Run, found: Comparis
         )
         for one in found.metrics
     ]
-    heads = ("metric", first.label, second.label, "difference", "relative", "")
+    heads = ("metric", first.label, second.label, "change", "relative", "")
     terminal.table(f"{second.label} against {first.label}", heads, shown)
     if found.config:
         terminal.table("settings", ("", first.label, second.label), found.config)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 WAITING = 1024  # calls, of which more are lost
 END_SECONDS = 30.0  # that listeners are given for what they have not heard when a run ends
 STOP_SECONDS = 3.0  # and when it is stopped, or fails
+LONG_SECONDS = 60.0  # of a call, from which on it is said
 
 
 def _ignore(*_: Any) -> None:
@@ -84,6 +85,7 @@ class Listeners:
 
     def _tell(self, kind: str, *arguments: Any) -> None:
         for feed in self._feeds:
+            feed.watch()
             feed.put(kind, arguments)
         self._say_news()
 
@@ -104,6 +106,8 @@ class _Feed:
         self._useless: set[int] = set()  # those that could not begin
         self._lost = 0  # calls that did not fit
         self._given_up = False
+        self._busy: tuple[str, float] | None = None  # the function that is being called, since when
+        self._told_long = False
         self.news: list[Failure] = []  # appended to by one thread, taken from by the other
         self._thread = threading.Thread(target=self._run, name=self._names(), daemon=True)
         self._thread.start()
@@ -118,6 +122,14 @@ class _Feed:
             return
         self._put += 1
         self._queue.put((kind, arguments))
+
+    def watch(self) -> None:
+        """Says once of a call that takes very long."""
+        busy = self._busy
+        if busy and not self._told_long and time.monotonic() - busy[1] > LONG_SECONDS:
+            self._told_long = True
+            text = f"{busy[0]} has not come back for {LONG_SECONDS:.0f} s; {self._names()} wait(s)"
+            self.news.append(Failure(text))
 
     def end(self) -> None:
         """Says that nothing more will come."""
@@ -135,7 +147,8 @@ class _Feed:
             if self._failed[at] > 1
         ]
         if lost := self._lost + self._put - self._heard:
-            texts.append(f"{self._names()} lost {lost} call(s)")
+            busy = f"{self._busy[0]} has not come back; " if self._given_up and self._busy else ""
+            texts.append(f"{busy}{self._names()} lost {lost} call(s)")
         elif self._given_up:
             texts.append(f"{self._names()} was not closed in time")
         return texts
@@ -159,6 +172,7 @@ class _Feed:
         if function is _ignore:
             return
         self._told[at] += 1
+        self._busy = f"{listener.name} in {kind}", time.monotonic()
         try:
             function(*arguments)
         except BaseException as error:  # a callback's sys.exit, too
@@ -171,6 +185,7 @@ class _Feed:
             if self._failed[at] == 1:
                 text = f"{listener.name} failed in {kind}: {what}; {then}"
                 self.news.append(Failure(text, traceback.format_exc()))
+        self._busy = None
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +22,7 @@ from rljax.host.secrets import redact, redacted
 MARKS = {True: "✓", False: "✗", None: ""}  # of what is correct, or was not judged
 CONTROLS = {code: 0x2400 + code for code in range(32)}  # to the pictures of them that Unicode has
 CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\N{SYMBOL FOR DELETE}")
+NAME_WIDTH = 32  # of a table's first column, up to which its names stay whole
 LINES_PER_PHASE = 10  # of progress, when the output is not a terminal
 
 
@@ -121,12 +124,17 @@ class Terminal:
             return
         table = Table(title=_literal(title), title_justify="left")
         rows = [list(map(_literal, row)) for row in rows]
+        short = all(cell_len(row[0]) <= NAME_WIDTH for row in rows)
         for index, heading in enumerate(headings):
             number = all(re.fullmatch(r"[-+.\de%]*", row[index]) for row in rows)
             justify = "right" if number else "left"
-            table.add_column(_literal(heading), justify=justify, overflow="fold")
+            whole = index == 0 and short
+            table.add_column(_literal(heading), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*row)
+        unbounded = self.console.options.update(max_width=10**6)
+        if self.console.measure(table, options=unbounded).maximum > self.console.width:
+            table.box, table.pad_edge = SIMPLE_HEAD, False  # no lines, so that there is room
         self.console.print(table)
 
     def emit_line(self, event: str, **fields: Any) -> None:

@@ -5,6 +5,7 @@ The server's thread only notes what passes through; one thread of the monitor's 
 
 import asyncio
 import concurrent.futures
+import importlib.util
 import logging
 import os
 import threading
@@ -20,7 +21,7 @@ from rljax.host.secrets import redact
 from rljax.length_policy import LengthPolicy, read_policy
 from rljax.monitor.judging import Judge
 from rljax.monitor.responses import Reader
-from rljax.monitor.tokenizer import CountTokens, load_counter
+from rljax.monitor.tokenizer import FILE, CountTokens, load_counter
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 METRICS = "/rljax/metrics"
@@ -59,7 +60,8 @@ class LengthMonitor:
         Args:
           config: a YAML config or the folder of a run; ``RLJAX_MONITOR_CONFIG``.
           tokenizer: a folder with a ``tokenizer.json``, or that file, or a function from texts to
-            their numbers of tokens; ``RLJAX_MONITOR_TOKENIZER``.
+            their numbers of tokens; ``RLJAX_MONITOR_TOKENIZER``, by default that of the policy that
+            a run has exported.
           log: a file that violations are appended to, as JSON lines; ``RLJAX_MONITOR_LOG``.
           text: whether these hold the responses' texts; ``RLJAX_MONITOR_TEXT=1``.
           metrics: the path that answers with Prometheus' metrics, or "off";
@@ -80,10 +82,11 @@ class LengthMonitor:
                 raise UserError(f"window: at least one response is needed, got {window}")
             if self._scraped is not None and not self._scraped.startswith("/"):
                 raise UserError(f'metrics: {METRICS} or such, or off, is needed, got "{path}"')
-            policy = _policy(config or given(CONFIG))
+            config = config or given(CONFIG)
+            policy = _policy(config)
             self._judge = Judge(
                 policy,
-                load_counter(tokenizer or given(TOKENIZER) or None),
+                load_counter(tokenizer or given(TOKENIZER) or _tokenizer_of(Path(config))),
                 log=log or given(LOG) or None,
                 text=given(TEXT, "").lower() in ("1", "true", "yes") if text is None else text,
                 window=window,
@@ -229,3 +232,10 @@ def _policy(config: str | os.PathLike | None) -> LengthPolicy:
             f"no config: name a YAML config or the folder of a run by {CONFIG}, or by config="
         )
     return read_policy(Path(config))
+
+
+def _tokenizer_of(run: Path) -> Path | None:
+    """That of a run's policy, if it is there and can be read."""
+    folder = run / "policy"
+    readable = importlib.util.find_spec("tokenizers") is not None
+    return folder if readable and (folder / FILE).is_file() else None

@@ -92,7 +92,7 @@ class Tally:
             labels=(*LABELS, "verdict"),
         )
         tokens = HistogramMetricFamily(
-            _name("response_tokens"),
+            _name("response_length_tokens"),
             "Tokens of a response, the closing EOS included.",
             labels=LABELS,
         )

@@ -74,9 +74,10 @@ def test_runs_of_other_lengths_and_figures(tmp_path):
     other = write_run(
         tmp_path / "b",
         [figures(step, there=None) for step in range(1, 31)],
-        config="length: {min_tokens: 20, max_tokens: 50}\nrun_dir: x\nseed: 0\nshaping: {kl: 1}\n",
+        config="length: {min_tokens: 20, max_tokens: 50}\nrun_dir: x\nseed: 0\n"
+        "shaping: {spare: false}\n",
     )
     found = compared(one, other)
     assert (found.only_first, found.only_second) == (["only_here"], ["there"])
-    assert found.config == [("length.max_tokens", "40", "50"), ("shaping.kl", "absent", "1")]
+    assert found.config == [("length.max_tokens", "40", "50"), ("shaping.spare", "absent", "false")]
     assert found.identical == []  # for the steps differ

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,10 +120,30 @@ def test_one_that_hangs_holds_up_neither_the_run_nor_the_others(monkeypatch):
     assert time.monotonic() < began + 5
     release.set()
     assert texts(told)[0].startswith("hanging does not keep up: from step 5 on")
-    assert texts(told)[1:] == ["hanging lost 7 call(s)"]  # 1 in hand, 3 waiting, 3 that came after
+    lost = "hanging lost 7 call(s)"  # 1 in hand, 3 waiting, 3 that came after
+    assert texts(told)[1:] == [f"hanging in on_step has not come back; {lost}"]
     assert ("other", "close") in log
     thread.join(10)
     assert [call[2] for call in log if call[0] == "hanging"] == [1]  # given up, and not taken up
+
+
+def test_a_call_that_takes_long_is_told_once_while_the_run_goes_on(monkeypatch):
+    monkeypatch.setattr(listeners, "LONG_SECONDS", 0.05)
+    hung, release = threading.Event(), threading.Event()
+
+    def hang(step, path):
+        hung.set()
+        release.wait(10)
+
+    heard, told = listening([Listener("first", on_save=hang), Listener("second")])
+    heard.on_save(1, Path())
+    assert hung.wait(10)
+    time.sleep(0.1)
+    heard.on_step(2, {})
+    heard.on_step(3, {})
+    release.set()
+    heard.close()
+    assert texts(told) == ["first in on_save has not come back for 0 s; first, second wait(s)"]
 
 
 @pytest.mark.parametrize(("error", "least", "most"), [(None, 0.4, 5), (ValueError, 0.1, 0.35)])
@@ -136,4 +157,4 @@ def test_a_run_that_fails_waits_less_for_them(monkeypatch, error, least, most):
     heard.__exit__(error, error and error(), None)
     assert least <= time.monotonic() - began < most
     release.set()
-    assert texts(told) == ["slow lost 1 call(s)"]
+    assert texts(told) == ["slow in on_step has not come back; slow lost 1 call(s)"]

@@ -97,9 +97,8 @@ def history(folder: Path) -> list[dict]:
     return rows
 
 
-def test_wandb_has_every_step_once_in_one_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    keywords = check_wandb({"project": "mine", "tags": ["a"]})
+def test_wandb_has_every_step_once_in_one_run(tmp_path):
+    keywords = check_wandb({"project": "mine", "tags": ["a"], "mode": "offline"})
     own = sys.excepthook, sys.exit
     two_starts(lambda: wandb_sink(tmp_path, CONFIG, keywords))
     assert (sys.excepthook, sys.exit) == own  # which redact what is printed

@@ -58,3 +58,13 @@ def test_a_terminal_obeys_nothing_that_a_response_holds(shown):
     terminal.table("t", ("response",), [("a\x1b[2J\r\x07b\x9b1A",)])
     (row,) = (line for line in lines() if "│" in line)
     assert row.strip("│").strip() == "a␛[2J␍␇b␡1A"
+
+
+def test_a_table_that_is_wide_breaks_no_name(shown):
+    terminal, lines = shown
+    rows = [("reward_shaping_ratio", *["-0.12"] * 6), ("length_mean", *["27.05"] * 6)]
+    heads = ("", "first", "last", "best", "at step", "held out: before", "after")
+    terminal.table("t", heads, rows)
+    assert all(len(line) <= 80 for line in lines())
+    for row in rows:
+        assert any(line.split() == list(row) for line in lines())

@@ -136,11 +136,11 @@ def test_figures_by_hand(config):
         'rljax_length_violations_total{verdict="short"}': 1,
         'rljax_length_violations_total{verdict="long"}': 1,
         'rljax_length_violations_total{verdict="truncated"}': 1,
-        'rljax_response_tokens_bucket{le="2.0"}': 1,  # the band is what lies between these two
-        'rljax_response_tokens_bucket{le="6.0"}': 3,
-        'rljax_response_tokens_bucket{le="+Inf"}': 4,
-        "rljax_response_tokens_count": 4,
-        "rljax_response_tokens_sum": 21,
+        'rljax_response_length_tokens_bucket{le="2.0"}': 1,  # the band is between
+        'rljax_response_length_tokens_bucket{le="6.0"}': 3,
+        'rljax_response_length_tokens_bucket{le="+Inf"}': 4,
+        "rljax_response_length_tokens_count": 4,
+        "rljax_response_length_tokens_sum": 21,
         "rljax_monitor_seconds_count": 4,
     }
     for name, value in expected.items():
@@ -258,7 +258,7 @@ def test_the_tokenizer_counts_streams_and_usage_goes_first(config):
     texts = [["a ", "b"], ["c ", "d ", "e"]]
     sent = messages(cut(stream_of(events_of(texts, ["stop"] * 2)), range(0, 900, 70)), SSE)
     found = judged(config, sent, tokenizer=words)
-    assert (found["rljax_responses_total"], found["rljax_response_tokens_sum"]) == (2, 3 + 4)
+    assert (found["rljax_responses_total"], found["rljax_response_length_tokens_sum"]) == (2, 3 + 4)
     told = messages([stream_of(events_of([["a b"]], ["stop"], usage=6))], SSE)
     assert judged(config, told, tokenizer=words)["rljax_length_mean"] == 6
 
@@ -277,6 +277,15 @@ def test_a_tokenizer_is_read_from_a_folder(config, tmp_path):
     expected = len(tokenizer.encode(text, add_special_tokens=False)) + 1
     for source in (tmp_path, tmp_path / "tokenizer.json"):
         assert judged(config, sent, tokenizer=source)["rljax_length_mean"] == expected
+
+
+def test_that_of_a_runs_policy_is_taken_if_it_is_there(tmp_path):
+    (tmp_path / "config.yaml").write_text("length: {min_tokens: 3, max_tokens: 6}")
+    sent = messages([body_of([{"text": "1234", "finish_reason": "stop"}])])
+    uncounted = 'rljax_unmeasured_responses_total{reason="uncounted"}'
+    assert judged(tmp_path, sent)[uncounted] == 1
+    tokenizer_of("<pad>", "<eos>", eos_token="<eos>").save_pretrained(tmp_path / "policy")
+    assert judged(tmp_path, sent)["rljax_responses_total"] == 1
 
 
 # ---- what operators are told

@@ -12,7 +12,9 @@ def test_the_band_lies_between_two_edges_of_the_histogram(low, high):
     lengths = [0, 1, 5, 6, 19, 20, 21, 40, 41, 42, 10**6]
     for length in lengths:
         tally.add("m", length, False)
-    (histogram,) = (found for found in tally.collect() if found.name == "rljax_response_tokens")
+    (histogram,) = (
+        found for found in tally.collect() if found.name == "rljax_response_length_tokens"
+    )
     up_to = {
         float(sample.labels["le"]): sample.value
         for sample in histogram.samples

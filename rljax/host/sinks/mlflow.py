@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rljax.errors import UserError
 from rljax.host.listeners import Listener
 from rljax.host.sinks.logged import Kind, Logged
 from rljax.host.sinks.packages import needed
@@ -15,6 +16,22 @@ FILE = "mlflow.json"  # in the run's folder
 AT_ONCE = 100  # parameters, as the server takes them
 LONGEST = 500  # characters of one, as every server takes them
 REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)  # in the name of a metric
+
+
+def check_mlflow(tracking_uri: str | None) -> None:
+    """Raises ``UserError`` if the client that is installed does not reach such a place."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    needed("mlflow")
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(tracking_uri=tracking_uri)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            "metrics.mlflow: name a server, as metrics.mlflow.tracking_uri=http://127.0.0.1:5000; "
+            f"or pip install mlflow, all of it, for a database: {why}"
+        ) from error
 
 
 def mlflow_sink(
@@ -29,8 +46,6 @@ def mlflow_sink(
 
     Steps that come again after a resume are not told again.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    needed("mlflow")
     run = _Run(folder, config, experiment, tracking_uri, run_name or folder.resolve().name)
     return Listener(
         "metrics.mlflow",
