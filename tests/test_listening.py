@@ -13,6 +13,7 @@ from tiny import CONFIG, SETTINGS
 
 from rljax import launch
 from rljax.config import load_config
+from rljax.host import listeners
 from rljax.listening import check_listening, open_listeners
 
 RUN = [*SETTINGS, "warm_start=null", "checkpoint.every_steps=2", "checkpoint.keep=9"]
@@ -67,6 +68,7 @@ def folder(tmp_path_factory):
         patch.chdir(there)
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         patch.setenv("MY_TOKEN", SECRET)
+        patch.setattr(listeners, "END_SECONDS", 120)  # services start slowly on a busy machine
         Path("own_callbacks.py").write_text(CODE)
         heard = [*RUN, "run_dir=heard", *settings(there / "mlruns")]
         assert launch.main(heard) == 0
@@ -195,17 +197,15 @@ def test_every_key_brings_its_listener(setting, name, tmp_path):
     said = []
     config = load_config(CONFIG, [setting])
     check_listening(config)
-    listeners = open_listeners(
-        config, tmp_path, lambda *_, **fields: said.append(fields), said.append
-    )
-    assert [feed._names() for feed in listeners._feeds] == [name]
-    listeners.close()
+    opened = open_listeners(config, tmp_path, lambda *_, **fields: said.append(fields), said.append)
+    assert [feed._names() for feed in opened._feeds] == [name]
+    opened.close()
 
 
 def test_tensorboards_folder_of_several_runs_has_one_for_each(tmp_path):
     config = load_config(CONFIG, [f"metrics.tensorboard={tmp_path / 'all'}"])
-    with open_listeners(config, tmp_path / "runs/0007", print, print) as listeners:
-        listeners.begin(0, {}, {})
+    with open_listeners(config, tmp_path / "runs/0007", print, print) as opened:
+        opened.begin(0, {}, {})
     assert len(list((tmp_path / "all/0007").iterdir())) == 1
 
 
@@ -219,6 +219,6 @@ def test_an_endpoint_for_other_hosts_is_told_to_be_open(tmp_path):
 
 
 def test_nobody_listens_unless_told_to(tmp_path):
-    listeners = open_listeners(load_config(CONFIG, []), tmp_path, print, print)
-    assert listeners._feeds == []
-    listeners.close()
+    opened = open_listeners(load_config(CONFIG, []), tmp_path, print, print)
+    assert opened._feeds == []
+    opened.close()
