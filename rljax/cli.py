@@ -39,6 +39,7 @@ COMMANDS = (
     *("export", "serve"),
 )
 MODULES = {"list": "catalogue"}  # of commands whose module is called otherwise
+UNREAD = 141  # what a shell has for a command whose reader left: 128 + SIGPIPE
 
 
 def main() -> int:
@@ -52,6 +53,13 @@ def main() -> int:
             return module.main(arguments)
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:
+            if command == "launch":  # a run does not end in silence
+                raise
+            from rljax.host.terminal import reader_left  # whose import takes time
+
+            reader_left()
+            return UNREAD
     if command == "--version":
         print(__version__)
         return 0

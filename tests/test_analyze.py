@@ -129,6 +129,22 @@ def test_what_the_user_can_put_right_is_one_line(arguments, words, command, tmp_
     assert words in last
 
 
+def test_a_reader_that_leaves_gets_no_traceback_and_no_verdict(tmp_path):
+    healthy(tmp_path / "run")
+    code = "import sys; from rljax import cli; sys.exit(cli.main())"
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "analyze", str(tmp_path / "run"), "--check"],
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (cli.UNREAD, "")
+
+
 def test_it_imports_no_jax(tmp_path):
     write_run(
         *(tmp_path / "run", [figures(step) for step in range(1, 12)], [{"step": 0}]),
