@@ -153,10 +153,14 @@ class TrainState:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of every layer, head-major, so that decoding reads them in order."""
+    """Keys and values of every layer, head-major, so that decoding reads them in order: one array
+    of all layers, or one of each."""
 
-    keys: Float[Array, "L B K S h"]
-    values: Float[Array, "L B K S h"]
+    keys: Float[Array, "L B K S h"] | tuple[Float[Array, "B K S h"], ...]
+    values: Float[Array, "L B K S h"] | tuple[Float[Array, "B K S h"], ...]
+
+
+ROWS, COLUMNS = -4, -2  # axes of every array of a cache
 
 
 class Model(NamedTuple):
@@ -174,6 +178,8 @@ class Model(NamedTuple):
     axes: Params  # a tree like the parameters, of tuples of names
     # Parameters in the types that ``apply`` and ``head`` would cast them to, for many calls.
     cast: Callable[[Params], Params] = lambda params: params
+    # Parameters as decoding reads them best: each layer's apart, where its cache is.
+    unstack: Callable[[Params], Params] = lambda params: params
     # Of a vocabulary whose logits are not to exist all at once: parameters, of which each lot laid
     # over the others gives ``head`` a part of the vocabulary, and its ids, −1 padded: [parts, ...].
     head_parts: Callable[[Params], tuple[Params, Int[Array, "parts n"]]] | None = None

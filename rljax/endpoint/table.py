@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from rljax.models import extend_cache
 from rljax.sampling import filter_rows
-from rljax.sampling.sampler import CACHE, draw, feed, prefill, settle
+from rljax.sampling.decode import cache_axes, draw, feed, prefill, settle
 from rljax.sharding import SAMPLING, partition_spec
-from rljax.types import Array, Cache, Model, Params
+from rljax.types import COLUMNS, Array, Cache, Model, Params
 
 MOST_ALTERNATIVES = 20  # tokens that are told beside the one that was drawn
 MOST_STEPS = 16  # of one call of ``decode``
@@ -110,7 +110,7 @@ def _places(table: Table, mesh: Mesh) -> Table:
         return NamedSharding(mesh, partition_spec(axes, array.shape, mesh, SAMPLING))
 
     rows = ("rows", None)
-    cache = jax.tree.map(lambda array: place(array, CACHE), table.cache)
+    cache = jax.tree.map(lambda array: place(array, cache_axes(array)), table.cache)
     return Table(place(table.visible, rows), place(table.logits, rows), cache)
 
 
@@ -129,7 +129,7 @@ def _widen(table: Table, columns: int) -> Table:
 def _shift(table: Table, by) -> Table:
     """Every column ``by`` further to the right; those at the end, of which no row that draws may
     have any, come to stand at the beginning."""
-    cache = jax.tree.map(lambda x: jnp.roll(x, by, axis=3), table.cache)
+    cache = jax.tree.map(lambda x: jnp.roll(x, by, axis=COLUMNS), table.cache)
     return Table(jnp.roll(table.visible, by, axis=1), table.logits, cache)
 
 
@@ -140,9 +140,9 @@ def _place(table: Table, logits, cache: Cache, mask, rows, column) -> Table:
     start = column - width
 
     def put(old, new):
-        there = jax.lax.dynamic_slice_in_dim(old, start, width, axis=3)
-        new = jnp.where(rows[None, :, None, None, None], new, there)
-        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=3)
+        there = jax.lax.dynamic_slice_in_dim(old, start, width, axis=COLUMNS)
+        new = jnp.where(rows[:, None, None, None], new, there)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=COLUMNS)
 
     own = jax.lax.dynamic_update_slice(jnp.zeros_like(table.visible[:1]), mask, (0, start))
     return Table(

@@ -18,8 +18,9 @@ from rljax.models.config import DecoderConfig
 from rljax.models.layers import Block, RMSNorm, normal, small_std
 from rljax.models.rope import turns
 from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, lay
-from rljax.types import Cache, Model, Params
+from rljax.types import COLUMNS, ROWS, Cache, Model, Params
 
+MOST_UNROLLED = 8  # layers, whose caches lie apart: then none is copied to be read
 INPUT = "layer_input"
 REMAT = {  # by name; "none" wraps nothing
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -55,13 +56,15 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         column: int | Array = 0,
         segments: Int[Array, "B T"] | None = None,
+        layers: tuple[Params, ...] | None = None,
     ):
         """Hidden states [B, Tq, D] of ``tokens`` [B, Tq], attending causally.
 
         Without a cache ``mask`` is [B, Tq]. With one, ``tokens`` stand at columns ``column``… of
         its S columns, ``mask`` is [B, S] and covers them too; the new cache is returned as well.
         ``segments`` numbers the sequences that are packed into a row: each token attends within
-        its own, and positions begin anew in each.
+        its own, and positions begin anew in each. ``layers``: the parameters of each, if they are
+        not stacked.
         """
         config, queries = self.config, tokens.shape[1]
         counts = jnp.cumsum(mask, axis=-1)
@@ -70,14 +73,16 @@ class Decoder(nnx.Module):
         positions = jax.lax.dynamic_slice_in_dim(
             jnp.maximum(counts - 1, 0), column, queries, axis=1
         )
-        distance = column + jnp.arange(queries)[:, None] - jnp.arange(mask.shape[1])
+        causal = column + jnp.arange(queries)[:, None] >= jnp.arange(mask.shape[1])
+        distance = positions[:, :, None] - (counts - 1)[:, None]  # in tokens: columns may be empty
         kinds = list(dict.fromkeys(config.attends))
         ropes = jnp.stack([turns(kind.rope, positions) for kind in kinds])
         there = mask[:, None]
         if segments is not None:
             there = there & (segments[:, :, None] == segments[:, None])
-        visible = jnp.stack([there & _within(distance, kind.window) for kind in kinds])
-        kind_of = jnp.array([kinds.index(kind) for kind in config.attends])
+        there = there & causal
+        visible = jnp.stack([_within(there, distance, kind.window) for kind in kinds])
+        kind_of = [kinds.index(kind) for kind in config.attends]
         rules = TRAINING if cache is None else SAMPLING
         table = lay(self.embed[...], ("vocab", None), rules)  # rows whole, as a gather needs them
         x = table[tokens].astype(config.dtype)
@@ -86,7 +91,8 @@ class Decoder(nnx.Module):
         x = lay(x, STREAM, rules)
         copies = _kv_copies(config, rules)
         attend_over = attention_of(config, copies, mask, segments, cached=cache is not None)
-        definition, layers = nnx.split(self.layers)
+        definition, stacked = nnx.split(self.layers)
+        layers = stacked if layers is None else layers
 
         def layer(carry, inputs):
             x, cache = carry
@@ -111,8 +117,16 @@ class Decoder(nnx.Module):
 
         if config.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
-        inputs = (jnp.arange(config.layers), kind_of, layers)
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), inputs)
+        carry = x, cache
+        if cache is not None and isinstance(cache.keys, tuple):
+            if layers is stacked:
+                layers = _unstacked(stacked, config.layers)
+            for index, one in enumerate(layers):
+                carry, _ = layer(carry, (index, kind_of[index], one))
+        else:
+            inputs = (jnp.arange(config.layers), jnp.array(kind_of), layers)
+            carry, _ = jax.lax.scan(layer, carry, inputs)
+        x, cache = carry
         x = self.norm(x)
         return x if cache is None else (x, cache)
 
@@ -145,15 +159,36 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         return nnx.to_pure_dict(nnx.state(make(key)))
 
     def apply(params, tokens, mask, cache=None, column=0, segments=None):
-        return nnx.merge(definition, params).hidden(tokens, mask, cache, column, segments)
+        network, layers = merge(params)
+        return network.hidden(tokens, mask, cache, column, segments, layers)
 
     def readout(params, hidden):
-        return nnx.merge(definition, params).readout(hidden)
+        return merge(params)[0].readout(hidden)
+
+    def merge(params):
+        """The network, and the parameters of each layer, if they are apart."""
+        layers = params["layers"]
+        if not isinstance(layers, tuple):
+            return nnx.merge(definition, params), None
+        return nnx.merge(definition, params | {"layers": layers[0]}), layers
+
+    def unstack(params):
+        if config.layers > MOST_UNROLLED:
+            return params
+        layers = _unstacked(params["layers"], config.layers)
+        # Or XLA cuts them from the stack anew for every token.
+        return params | {"layers": jax.lax.optimization_barrier(layers)}
 
     def init_cache(rows: int, columns: int) -> Cache:
         kv_heads = config.kv_heads * _kv_copies(config, SAMPLING)
-        shape = (config.layers, rows, kv_heads, columns, config.head_dim)
-        return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        shape = (rows, kv_heads, columns, config.head_dim)
+        if config.layers > MOST_UNROLLED:
+            shape = (config.layers, *shape)
+            return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        keys, values = (
+            tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers)) for _ in range(2)
+        )
+        return Cache(keys, values)
 
     def axes_of(variable):
         axes = variable.get_metadata()["axes"]
@@ -169,7 +204,7 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
     parts = None
     if head == "lm" and config.vocab_size > config.vocab_at_once:
         parts = functools.partial(_head_parts, config)
-    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, parts)
+    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, unstack, parts)
 
 
 def _head_parts(config: DecoderConfig, params: Params):
@@ -199,9 +234,17 @@ def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
     """A cache with ``columns`` more on the right, each row repeated ``group_size`` times."""
 
     def extend(x):
-        return jnp.pad(jnp.repeat(x, group_size, axis=1), [(0, 0)] * 3 + [(0, columns), (0, 0)])
+        room = [(0, 0)] * (x.ndim - 2) + [(0, columns), (0, 0)]
+        return jnp.pad(jnp.repeat(x, group_size, axis=ROWS), room)
 
     return jax.tree.map(extend, cache)
+
+
+def _unstacked(layers: Params, count: int) -> tuple[Params, ...]:
+    def layer(index):
+        return jax.tree.map(lambda x: x[index], layers)
+
+    return tuple(layer(index) for index in range(count))
 
 
 def _kv_copies(config: DecoderConfig, rules: Rules) -> int:
@@ -216,14 +259,17 @@ def _before_segment(counts, segments):
     return jax.lax.cummax(jnp.where(first, counts - 1, 0), axis=1)
 
 
-def _within(distance, window: int | None):
-    """Which columns a query sees, by how far before it they stand."""
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+def _within(there, distance, window: int | None):
+    """Which columns of those that are ``there`` a query sees, by how many tokens before it."""
+    return there if window is None else there & (distance < window)
 
 
 def _write(cache: Cache, k, v, layer, column) -> Cache:
     def write(old, new):
-        start = (layer, 0, 0, column, 0)
-        return jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
+        new = new.astype(jax.tree.leaves(old)[0].dtype)
+        if isinstance(old, tuple):
+            one = jax.lax.dynamic_update_slice_in_dim(old[layer], new, column, axis=COLUMNS)
+            return (*old[:layer], one, *old[layer + 1 :])
+        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
 
     return Cache(write(cache.keys, k), write(cache.values, v))

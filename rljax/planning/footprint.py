@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from rljax.build import Build
 from rljax.checks import abstract_state
-from rljax.sampling.sampler import CACHE
+from rljax.sampling.decode import cache_axes
 from rljax.sharding import SAMPLING, OnHost, bytes_per_device, param_shardings, partition_spec
 from rljax.train import state_shardings
 
@@ -61,5 +61,5 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
 
 def _bytes(leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> int:
     """Of a cache, per device."""
-    spec = partition_spec(CACHE, leaf.shape, mesh, SAMPLING)
+    spec = partition_spec(cache_axes(leaf), leaf.shape, mesh, SAMPLING)
     return math.prod(jax.NamedSharding(mesh, spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
