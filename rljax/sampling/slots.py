@@ -25,6 +25,7 @@ from rljax.sharding import SAMPLING, lay, spread_rows
 from rljax.types import COLUMNS, ROWS, Array, Cache, Model, Params
 
 LEAST_CHUNK, MOST_CHUNK = 16, 64  # tokens
+SIZES = ((4, 1), (1, 2), (1, 1))  # of chunks: one in so many slots, a part of the budget
 ENOUGH_FREE = 8  # while rows wait, a chunk ends when one in so many slots is free
 
 
@@ -65,15 +66,12 @@ def chunk_tokens(max_tokens: int) -> int:
 
 
 def chunk_sizes(slots: int, width: int, max_tokens: int) -> list[Size]:
-    """The cheapest first: all slots at each quarter of the budget, and fewer slots at fewer widths,
-    where there is less to save."""
+    """The cheapest first. Each is a loop to be compiled, so that they are few."""
     if chunk_tokens(max_tokens) == max_tokens:
         return [Size(slots, width)]
-    quarters = {1: (1, 2, 3, 4), 4: (2, 4), 16: (4,)}
     sizes = {
-        Size(math.ceil(slots / part), width + math.ceil(max_tokens * quarter / 4))
-        for part, several in quarters.items()
-        for quarter in several
+        Size(math.ceil(slots / few), width + math.ceil(max_tokens / short))
+        for few, short in SIZES
     }
     return sorted(sizes, key=lambda size: (size.slots * size.columns, size))
 
@@ -106,7 +104,7 @@ def draw_rows(
         temperature=temperature,
         filter=filter,
     )
-    chunks = [functools.partial(chunk, size=size) for size in sizes]
+    chunks = [functools.partial(chunk, size) for size in sizes]
 
     def proceed(state: Slots):
         return state.alive.any() | (state.begun < rows).any()
@@ -117,7 +115,8 @@ def draw_rows(
         alive = state.alive.reshape(shards, -1).sum(axis=1).max()
         columns = width + jnp.where(state.alive, state.drawn, 0).max()
         fits = jnp.array([(alive <= size.slots) & (columns <= size.columns) for size in sizes])
-        return jax.lax.switch(jnp.argmax(fits), chunks, state)
+        drawn = jax.lax.switch(jnp.argmax(fits), chunks, state, _alive_first(state.alive, shards))
+        return _moved(state, drawn, width, max_tokens)
 
     refill = functools.partial(_refill, queue)
     return jax.lax.while_loop(proceed, go_on, _fill(queue, slots, shards, max_tokens, pad_id))
@@ -183,6 +182,32 @@ def _refill(queue: Queue, state: Slots) -> Slots:
     )
 
 
+class Order(NamedTuple):
+    """The slots of each shard, those that are alive before the others."""
+
+    slot: Int[Array, " DN"]
+    place: Int[Array, " DN"]  # of each slot in that order
+
+
+def _alive_first(alive: Bool[Array, " DN"], shards: int) -> Order:
+    alive = alive.reshape(shards, -1)
+    behind = alive.sum(axis=1, keepdims=True) + jnp.cumsum(~alive, axis=1) - 1
+    place = jnp.where(alive, jnp.cumsum(alive, axis=1) - 1, behind).reshape(-1)
+    numbers = jnp.tile(jnp.arange(alive.shape[1]), shards)
+    return Order(_put(numbers, place, numbers, shards), place)
+
+
+class Drawn(NamedTuple):
+    """What a chunk drew in each slot, C tokens at most."""
+
+    count: Int[Array, " DN"]
+    tokens: Int[Array, "DN C"]
+    logprobs: Float[Array, "DN C"]
+    alive: Bool[Array, " DN"]
+    logits: Float[Array, "DN V"]
+    cache: Cache  # of its columns alone
+
+
 class _Chunk(NamedTuple):
     """The carry of a chunk's loop; n of each shard's slots take part."""
 
@@ -199,48 +224,45 @@ def _draw_chunk(
     model: Model,
     params: Params,
     queue: Queue,
-    state: Slots,
-    *,
     size: Size,
+    state: Slots,
+    order: Order,
+    *,
     max_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
     temperature: float,
     filter: Callable[[Array], Array],
-) -> Slots:
+) -> Drawn:
     """At most a chunk of tokens of every row that is alive, which are no more than the size has."""
-    shards, width = state.begun.shape[0], queue.mask.shape[1]
-    rows = queue.greedy.shape[0]
-    total = state.alive.shape[0]
-    eos, length = jnp.asarray(eos_ids), chunk_tokens(max_tokens)
+    shards, (prompts, width) = state.begun.shape[0], queue.mask.shape
+    rows, total = queue.greedy.shape[0], state.alive.shape[0]
     everyone = size.slots * shards == total
-    alive_first = jnp.argsort(~state.alive.reshape(shards, -1), axis=1, stable=True)
-    slot = alive_first[:, : size.slots].reshape(-1)
+    slot = order.slot.reshape(shards, -1)[:, : size.slots].reshape(-1)
+    length, eos = chunk_tokens(max_tokens), jnp.asarray(eos_ids)
 
     def pick(x, axis=0):
         return x if everyone else _take(x, slot, shards, axis)
 
     row, drawn, alive = pick(state.row), pick(state.drawn), pick(state.alive)
     keys, greedy = _take(queue.keys, row, shards), _take(queue.greedy, row, shards)
-    mask = _take(queue.mask, row // (rows // queue.mask.shape[0]), shards)
-    visible = jnp.arange(width, size.columns) < width + drawn[:, None]
-    room = [(0, 0), (0, length)]
+    prompt = _take(queue.mask, row // (rows // prompts), shards)
+    response = jnp.arange(width, size.columns) < width + drawn[:, None]
+    visible = jnp.concatenate([prompt, response], axis=1)
 
     def cut(x):
         x = jax.lax.slice_in_dim(x, 0, size.columns, axis=x.ndim + COLUMNS)
         return jnp.pad(pick(x, ROWS), [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
 
+    nothing = spread_rows(jnp.zeros((*row.shape, length)))
     start = _Chunk(
         step=jnp.int32(0),
-        tokens=jnp.full((*row.shape, length), pad_id, jnp.int32),
-        logprobs=jnp.zeros((*row.shape, length)),
+        tokens=jnp.full_like(nothing, pad_id, jnp.int32),
+        logprobs=nothing,
         alive=alive,
-        visible=jnp.pad(jnp.concatenate([mask, visible], axis=1), room),
+        visible=spread_rows(jnp.pad(visible, [(0, 0), (0, length)])),
         logits=pick(state.logits),
         cache=_laid(jax.tree.map(cut, state.cache)),
-    )
-    start = spread_rows(start._replace(step=None, cache=None))._replace(
-        step=start.step, cache=start.cache
     )
 
     def proceed(chunk: _Chunk):
@@ -270,7 +292,7 @@ def _draw_chunk(
         return _Chunk(
             step=chunk.step + 1,
             tokens=put(chunk.tokens, token, chunk.step),
-            logprobs=put(chunk.logprobs, jnp.where(chunk.alive, logprob, 0.0), chunk.step),
+            logprobs=put(chunk.logprobs, logprob, chunk.step),
             alive=chunk.alive & ~over,
             visible=visible,
             logits=logits,
@@ -278,35 +300,50 @@ def _draw_chunk(
         )
 
     end = jax.lax.while_loop(proceed, step, start)
-    fresh = jax.lax.slice_in_dim(end.visible, size.columns, None, axis=1)
-    count = fresh.sum(axis=1)
-    place = jnp.where(fresh, drawn[:, None] + jnp.arange(length), max_tokens)  # else: left out
+    count = jax.lax.slice_in_dim(end.visible, size.columns, None, axis=1).sum(axis=1)
 
-    def keep(old, new):
-        return new if everyone else _put(old, slot, new, shards)
+    def fresh(x):
+        return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
 
+    cache = jax.tree.map(fresh, end.cache)
+    drawn = Drawn(count, end.tokens, end.logprobs, end.alive, end.logits, cache)
     if everyone:
-        place_in_cache = width + drawn
-    else:  # what the others get, lies where a cache has only room
-        position = jnp.argsort(alive_first, axis=1).reshape(-1)
-        place_in_cache = jnp.where(position < size.slots, width + state.drawn, width + max_tokens)
+        return drawn
+    took_part = order.place < size.slots
+
+    def back(x, axis=0):
+        return _take(x, order.place, shards, axis)
+
+    everything = jax.tree.map(back, drawn._replace(cache=None))
+    return everything._replace(
+        count=jnp.where(took_part, everything.count, 0),
+        alive=took_part & everything.alive,
+        cache=jax.tree.map(lambda x: back(x, ROWS), cache),
+    )
+
+
+def _moved(state: Slots, chunk: Drawn, width: int, max_tokens: int) -> Slots:
+    """With what a chunk drew in its place, in the rows and in the caches of the slots."""
+    shards, number = state.begun.shape[0], jnp.arange(chunk.tokens.shape[1])
+    place = state.drawn[:, None] + number
+    place = jnp.where(number < chunk.count[:, None], place, max_tokens)  # else: nowhere
+    # Of a slot without any, what the chunk left goes to where a cache has only room.
+    column = width + jnp.where(chunk.count > 0, state.drawn, max_tokens)
 
     def move(old, new):
-        new = jax.lax.slice_in_dim(new, size.columns, None, axis=new.ndim + COLUMNS)
-        if not everyone:
-            new = _take(new, position, shards, ROWS)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=COLUMNS)
         rows = old.ndim + ROWS
-        return jax.vmap(put, in_axes=(rows, rows, 0), out_axes=rows)(old, new, place_in_cache)
+        return jax.vmap(put, in_axes=(rows, rows, 0), out_axes=rows)(old, new, column)
 
+    drawn = state.drawn + chunk.count
     return state._replace(
-        drawn=keep(state.drawn, drawn + count),
-        alive=keep(state.alive, end.alive),
-        logits=keep(state.logits, end.logits),
-        cache=_laid(jax.tree.map(move, state.cache, end.cache)),
-        tokens=_put(state.tokens, (row[:, None], place), end.tokens, shards),
-        logprobs=_put(state.logprobs, (row[:, None], place), end.logprobs, shards),
-        lengths=_put(state.lengths, row, drawn + count, shards),
+        drawn=drawn,
+        alive=chunk.alive,
+        logits=chunk.logits,
+        cache=_laid(jax.tree.map(move, state.cache, chunk.cache)),
+        tokens=_put(state.tokens, (state.row[:, None], place), chunk.tokens, shards),
+        logprobs=_put(state.logprobs, (state.row[:, None], place), chunk.logprobs, shards),
+        lengths=_put(state.lengths, state.row, drawn, shards),
     )
 
 
@@ -343,6 +380,6 @@ def _put(x: Array, index, new: Array, shards: int) -> Array:
     """``x`` with new entries of each shard, by their places in the shard; none beyond its end."""
 
     def put(x, index, new):
-        return x.at[index].set(new, mode="drop", unique_indices=False)
+        return x.at[index].set(new, mode="drop")
 
     return spread_rows(_by_shard(put, shards)(x, index, new))
