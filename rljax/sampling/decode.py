@@ -55,6 +55,6 @@ def feed(
     return model.head(params, hidden[:, 0]), cache
 
 
-def cache_axes(x: Array) -> Axes:
+def cache_axes(x: Array | jax.ShapeDtypeStruct) -> Axes:
     """The logical axes of an array of a cache."""
     return ("layers", "rows", "kv_heads", None, None)[-x.ndim :]
