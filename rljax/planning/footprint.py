@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rljax.build import Build
 from rljax.checks import abstract_state
 from rljax.sampling.decode import cache_axes
+from rljax.sampling.slots import cached_columns
 from rljax.sharding import SAMPLING, OnHost, bytes_per_device, param_shardings, partition_spec
 from rljax.train import state_shardings
 
@@ -51,10 +52,13 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
         shardings = param_shardings(model.axes, weights, mesh, SAMPLING)
         sampling["weights to sample with"] = bytes_per_device(weights, shardings)
         prompts, width = phase.batches[0].tokens.shape
-        rows, columns = prompts * built.group_rows, width + keywords["max_tokens"]
+        rows = prompts * built.group_rows
+        slots = min(keywords["slots"] or rows, rows)
         abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):  # it may have copies of key heads there
-            cache = jax.eval_shape(functools.partial(model.init_cache, rows, columns))
+            stacked = not isinstance(jax.eval_shape(lambda: model.init_cache(1, 1)).keys, tuple)
+            columns = cached_columns(slots, rows, width, keywords["max_tokens"], stacked=stacked)
+            cache = jax.eval_shape(functools.partial(model.init_cache, slots, columns))
         sampling["KV cache"] = sum(_bytes(leaf, mesh) for leaf in jax.tree.leaves(cache))
     return Footprint(counts, sampling, {"gradients": gradients})
 

@@ -60,18 +60,26 @@ class Size(NamedTuple):
     columns: int  # of the longest row before it
 
 
-def chunk_tokens(max_tokens: int) -> int:
-    """Tokens of a chunk, at most."""
+def chunk_tokens(max_tokens: int, *, queued: bool, stacked: bool) -> int:
+    """Tokens of a chunk, at most; all there are, if that takes least.
+
+    Args:
+      queued: rows wait for slots.
+      stacked: the caches of many layers are one array: a model too large to have them twice for
+        the sake of smaller chunks alone.
+    """
+    if stacked and not queued:
+        return max_tokens
     return min(max_tokens, max(LEAST_CHUNK, min(MOST_CHUNK, max_tokens // 8)))
 
 
-def chunk_sizes(slots: int, width: int, max_tokens: int) -> list[Size]:
-    """The cheapest first. Each is a loop to be compiled, so that they are few."""
-    if chunk_tokens(max_tokens) == max_tokens:
+def chunk_sizes(slots: int, width: int, max_tokens: int, *, length: int) -> list[Size]:
+    """Of chunks of ``length`` tokens, the cheapest first. Each is compiled, so that they are
+    few."""
+    if length == max_tokens:
         return [Size(slots, width)]
     sizes = {
-        Size(math.ceil(slots / few), width + math.ceil(max_tokens / short))
-        for few, short in SIZES
+        Size(math.ceil(slots / few), width + math.ceil(max_tokens / short)) for few, short in SIZES
     }
     return sorted(sizes, key=lambda size: (size.slots * size.columns, size))
 
@@ -91,13 +99,15 @@ def draw_rows(
 ) -> Slots:
     """Draws every row of the queue to its end, ``slots`` of each shard at a time."""
     rows = queue.greedy.shape[0] // shards
-    width = queue.mask.shape[1]
-    sizes = chunk_sizes(slots, width, max_tokens)
+    width, stacked = queue.mask.shape[1], not isinstance(queue.cache.keys, tuple)
+    length = chunk_tokens(max_tokens, queued=slots < rows, stacked=stacked)
+    sizes = chunk_sizes(slots, width, max_tokens, length=length)
     chunk = functools.partial(
         _draw_chunk,
         model,
         params,
         queue,
+        length=length,
         max_tokens=max_tokens,
         eos_ids=eos_ids,
         pad_id=pad_id,
@@ -119,14 +129,17 @@ def draw_rows(
         return _moved(state, drawn, width, max_tokens)
 
     refill = functools.partial(_refill, queue)
-    return jax.lax.while_loop(proceed, go_on, _fill(queue, slots, shards, max_tokens, pad_id))
+    room = 0 if length == max_tokens else max_tokens + length
+    start = _fill(queue, slots, shards, room, max_tokens, pad_id)
+    if slots == rows and length == max_tokens:
+        return go_on(start)
+    return jax.lax.while_loop(proceed, go_on, start)
 
 
-def _fill(queue: Queue, slots: int, shards: int, max_tokens: int, pad_id: int) -> Slots:
-    """The first rows of every shard in its slots."""
+def _fill(queue: Queue, slots: int, shards: int, room: int, max_tokens: int, pad_id: int) -> Slots:
+    """The first rows of every shard in its slots, with ``room`` for columns behind the prompts."""
     (rows,), (prompts, _) = queue.greedy.shape, queue.mask.shape
     row = jnp.tile(jnp.arange(slots), shards)
-    room = max_tokens + chunk_tokens(max_tokens)
     if slots * shards == rows:
         logits = jnp.repeat(queue.logits, rows // prompts, axis=0)
         cache = extend_cache(queue.cache, room, rows // prompts)
@@ -189,6 +202,15 @@ class Order(NamedTuple):
     place: Int[Array, " DN"]  # of each slot in that order
 
 
+def cached_columns(slots: int, rows: int, width: int, max_tokens: int, *, stacked: bool) -> int:
+    """Columns of the caches of each slot, its copy in the largest chunk included."""
+    length = chunk_tokens(max_tokens, queued=slots < rows, stacked=stacked)
+    largest = chunk_sizes(slots, width, max_tokens, length=length)[-1].columns + length
+    if length < max_tokens:
+        return largest + width + max_tokens + length
+    return largest if slots == rows else largest + width
+
+
 def _alive_first(alive: Bool[Array, " DN"], shards: int) -> Order:
     alive = alive.reshape(shards, -1)
     behind = alive.sum(axis=1, keepdims=True) + jnp.cumsum(~alive, axis=1) - 1
@@ -228,6 +250,7 @@ def _draw_chunk(
     state: Slots,
     order: Order,
     *,
+    length: int,
     max_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
@@ -239,7 +262,7 @@ def _draw_chunk(
     rows, total = queue.greedy.shape[0], state.alive.shape[0]
     everyone = size.slots * shards == total
     slot = order.slot.reshape(shards, -1)[:, : size.slots].reshape(-1)
-    length, eos = chunk_tokens(max_tokens), jnp.asarray(eos_ids)
+    eos = jnp.asarray(eos_ids)
 
     def pick(x, axis=0):
         return x if everyone else _take(x, slot, shards, axis)
@@ -325,6 +348,7 @@ def _draw_chunk(
 def _moved(state: Slots, chunk: Drawn, width: int, max_tokens: int) -> Slots:
     """With what a chunk drew in its place, in the rows and in the caches of the slots."""
     shards, number = state.begun.shape[0], jnp.arange(chunk.tokens.shape[1])
+    drawn = state.drawn + chunk.count
     place = state.drawn[:, None] + number
     place = jnp.where(number < chunk.count[:, None], place, max_tokens)  # else: nowhere
     # Of a slot without any, what the chunk left goes to where a cache has only room.
@@ -335,12 +359,14 @@ def _moved(state: Slots, chunk: Drawn, width: int, max_tokens: int) -> Slots:
         rows = old.ndim + ROWS
         return jax.vmap(put, in_axes=(rows, rows, 0), out_axes=rows)(old, new, column)
 
-    drawn = state.drawn + chunk.count
+    cache = state.cache
+    if number.size < max_tokens:  # else no row goes on
+        cache = _laid(jax.tree.map(move, cache, chunk.cache))
     return state._replace(
         drawn=drawn,
         alive=chunk.alive,
         logits=chunk.logits,
-        cache=_laid(jax.tree.map(move, state.cache, chunk.cache)),
+        cache=cache,
         tokens=_put(state.tokens, (state.row[:, None], place), chunk.tokens, shards),
         logprobs=_put(state.logprobs, (state.row[:, None], place), chunk.logprobs, shards),
         lengths=_put(state.lengths, state.row, drawn, shards),

@@ -12,7 +12,7 @@ from rljax.logprobs import token_logprobs
 from rljax.models import decoder, llama
 from rljax.models.config import Attends
 from rljax.sampling import make_sampler, sample
-from rljax.sampling.slots import chunk_sizes, chunk_tokens
+from rljax.sampling.slots import cached_columns, chunk_sizes, chunk_tokens
 from rljax.sharding import make_mesh
 from rljax.types import Prompts
 
@@ -51,7 +51,7 @@ def whole():
 def test_the_rows_are_of_all_lengths(whole):
     """So that slots are refilled, chunks are of every size, and some rows reach the budget."""
     lengths = whole.action_mask.sum(axis=1)
-    assert lengths.min() < chunk_tokens(BUDGET) < lengths.mean()
+    assert lengths.min() < 16 < lengths.mean()  # tokens of a chunk
     assert (lengths == BUDGET).any()
     assert whole.truncated.any()
 
@@ -127,18 +127,31 @@ def test_ended_rows_cost_no_more_than_a_chunk():
     assert max(calls) == 4
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "queued", "stacked", "tokens"),
+    [(6, True, True, 6), (72, False, False, 16), (512, True, True, 64), (512, False, True, 512)],
+)
+def test_tokens_of_a_chunk(max_tokens, queued, stacked, tokens):
+    assert chunk_tokens(max_tokens, queued=queued, stacked=stacked) == tokens
+
+
 def test_a_chunk_is_of_the_smallest_size_that_holds_what_is_alive():
-    assert chunk_tokens(6) == 6
-    assert chunk_sizes(8, 3, 6) == [(8, 3)]  # one chunk is the whole budget
-    assert chunk_tokens(512) == 64
-    assert chunk_sizes(32, 10, 512) == [(8, 522), (32, 266), (32, 522)]
+    assert chunk_sizes(8, 3, 6, length=6) == [(8, 3)]
+    assert chunk_sizes(32, 10, 512, length=64) == [(8, 522), (32, 266), (32, 522)]
 
 
 @pytest.mark.parametrize("slots", [1, 3, 7, 64])
 @pytest.mark.parametrize("max_tokens", [17, 72, 1000])
 def test_some_size_holds_every_chunk(slots, max_tokens):
-    largest = chunk_sizes(slots, 5, max_tokens)[-1]
-    assert largest == (slots, 5 + max_tokens)
+    assert chunk_sizes(slots, 5, max_tokens, length=16)[-1] == (slots, 5 + max_tokens)
+
+
+def test_columns_of_the_caches():
+    """Those of the slots, with room for one chunk, and as many in the largest chunk."""
+    assert cached_columns(8, 8, 10, 512, stacked=True) == 10 + 512
+    assert cached_columns(4, 8, 10, 512, stacked=True) == 2 * (10 + 512 + 64)
+    assert cached_columns(8, 8, 10, 72, stacked=False) == 2 * (10 + 72 + 16)
+    assert cached_columns(4, 8, 10, 6, stacked=False) == 10 + 10 + 6
 
 
 def test_fewer_than_one_slot_are_refused():
