@@ -9,8 +9,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from rljax.build import Build
 from rljax.checks import abstract_state
+from rljax.sampling.chunk import cached_columns
 from rljax.sampling.decode import cache_axes
-from rljax.sampling.slots import cached_columns
 from rljax.sharding import SAMPLING, OnHost, bytes_per_device, param_shardings, partition_spec
 from rljax.train import state_shardings
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key
 
-from rljax.sharding import GATHERED, SAMPLING, Axes, lay_tree
+from rljax.sharding import GATHERED, SAMPLING, Axes, lay, lay_tree
 from rljax.types import Array, Cache, Model, Params
 
 
@@ -58,3 +58,7 @@ def feed(
 def cache_axes(x: Array | jax.ShapeDtypeStruct) -> Axes:
     """The logical axes of an array of a cache."""
     return ("layers", "rows", "kv_heads", None, None)[-x.ndim :]
+
+
+def lay_cache(cache: Cache) -> Cache:
+    return jax.tree.map(lambda x: lay(x, cache_axes(x), SAMPLING), cache)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, PRNGKeyArray
 
 from rljax.errors import UserError
+from rljax.sampling.chunk import chunk_sizes, chunk_tokens, draw_chunk
 from rljax.sampling.decode import prefill, settle
 from rljax.sampling.filters import make_filter
-from rljax.sampling.slots import Queue, draw_rows
+from rljax.sampling.slots import Queue, Slots, alive_first, fill, free_slots, moved, refill
 from rljax.sharding import row_shards, spread_rows
 from rljax.types import Array, Model, Params, Prompts, Rollout
 
@@ -92,6 +93,59 @@ def sample(
             extras=repeat(prompts.extras),
         )
     )
+
+
+def draw_rows(
+    model: Model,
+    params: Params,
+    queue: Queue,
+    *,
+    slots: int,
+    shards: int,
+    max_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float,
+    filter: Callable[[Array], Array],
+) -> Slots:
+    """Draws every row of the queue to its end, ``slots`` of each shard at a time."""
+    rows = queue.greedy.shape[0] // shards
+    width, stacked = queue.mask.shape[1], not isinstance(queue.cache.keys, tuple)
+    length = chunk_tokens(max_tokens, queued=slots < rows, stacked=stacked)
+    sizes = chunk_sizes(slots, width, max_tokens, length=length)
+    chunk = functools.partial(
+        draw_chunk,
+        model,
+        params,
+        queue,
+        length=length,
+        max_tokens=max_tokens,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        temperature=temperature,
+        filter=filter,
+    )
+    chunks = [functools.partial(chunk, size) for size in sizes]
+
+    begin = functools.partial(refill, queue)
+
+    def proceed(state: Slots):
+        return state.alive.any() | (state.begun < rows).any()
+
+    def go_on(state: Slots) -> Slots:
+        if slots < rows:
+            state = jax.lax.cond(free_slots(state, rows) > 0, begin, lambda state: state, state)
+        alive = state.alive.reshape(shards, -1).sum(axis=1).max()
+        columns = width + jnp.where(state.alive, state.drawn, 0).max()
+        fits = jnp.array([(alive <= size.slots) & (columns <= size.columns) for size in sizes])
+        drawn = jax.lax.switch(jnp.argmax(fits), chunks, state, alive_first(state.alive, shards))
+        return moved(state, drawn, width, max_tokens)
+
+    room = 0 if length == max_tokens else max_tokens + length
+    start = fill(queue, slots, shards, room, max_tokens, pad_id)
+    if slots == rows and length == max_tokens:
+        return go_on(start)
+    return jax.lax.while_loop(proceed, go_on, start)
 
 
 def make_sampler(

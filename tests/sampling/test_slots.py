@@ -12,7 +12,7 @@ from rljax.logprobs import token_logprobs
 from rljax.models import decoder, llama
 from rljax.models.config import Attends
 from rljax.sampling import make_sampler, sample
-from rljax.sampling.slots import cached_columns, chunk_sizes, chunk_tokens
+from rljax.sampling.chunk import cached_columns, chunk_sizes, chunk_tokens
 from rljax.sharding import make_mesh
 from rljax.types import Prompts
 
