@@ -17,7 +17,7 @@ from rljax.launch import config_and_overrides
 from rljax.planning import Load, load_of
 from rljax.planning.roofline import forward_flops
 from rljax.train import TrainStep, place, state_shardings
-from rljax.types import Experience, Params, Prompts, Rollout, TrainState
+from rljax.types import Experience, Prompts, Rollout, TrainState
 
 ROOT = Path(__file__).parent.parent
 
