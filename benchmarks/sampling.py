@@ -25,7 +25,7 @@ from rljax.planning.roofline import forward_flops, matrix_sizes
 from rljax.sampling import make_sampler
 from rljax.types import Model, Params, Prompts
 
-REPEATS = 5
+REPEATS = 3
 VOCAB = 4096
 HEAD_DIM = 64
 
