@@ -3,19 +3,21 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from rljax.build import Build, build
+from rljax.checks import laid_out
 from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.host.loop import CompiledStep
 from rljax.launch import config_and_overrides
 from rljax.planning import Load, load_of
 from rljax.planning.roofline import forward_flops
+from rljax.sharding import replicated, row_sharding
 from rljax.train import TrainStep, place, state_shardings
 from rljax.types import Experience, Prompts, Rollout, TrainState
 
@@ -55,14 +57,25 @@ class Bench:
 
         return place(begin, jax.random.key(0), **self._placed)
 
-    def compiled_step(
-        self,
-        state: TrainState,
-        compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    ) -> CompiledStep:
+    def compiled_step(self, state: TrainState) -> CompiledStep:
         """The step as the loop has it."""
         places = state_shardings(state, **self._placed)
-        return CompiledStep(self.step, places, self.built.mesh, compiling)
+        return CompiledStep(self.step, places, self.built.mesh, contextlib.nullcontext)
+
+    def lowered(self) -> jax.stages.Lowered:
+        """The step as one program, traced from shapes alone."""
+        state, places = laid_out(self.built, self.built.train)
+        rows = row_sharding(self.built.mesh)
+        prompts = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.prompts
+        )
+        out = (places, replicated(self.built.mesh), None)
+        step = jax.jit(self.step.with_evidence, donate_argnums=0, out_shardings=out)
+        return step.lower(state, prompts)
+
+    def placed(self) -> Prompts:
+        """The prompts, spread over the mesh as the step takes them."""
+        return jax.device_put(self.prompts, row_sharding(self.built.mesh))
 
     def experience(self, state: TrainState) -> Experience:
         """What is learned from rows of random tokens that leave no column empty."""

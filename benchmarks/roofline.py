@@ -19,8 +19,11 @@ import jax.numpy as jnp
 from benchmarks.report import report
 
 ROWS = (1, 4, 16, 32, 64, 256)  # decoded at once
-STREAM_BYTES = 2**28  # beyond any cache
-LOOP_FLOPS = 2e9  # of products in one call, so that its dispatch does not count
+STREAM_BYTES = {
+    "cpu": 2**28
+}  # beyond any cache, and long enough for a call's dispatch not to count
+LOOP_FLOPS = {"cpu": 2e9}  # of products in one call, for the same reason
+ACCELERATOR_BYTES, ACCELERATOR_FLOPS, MOST_PRODUCTS = 2**32, 1e13, 2000
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -45,7 +48,8 @@ def matmul_peak(
     """
     rows = rows or size
     flops = 2 * rows * size * size
-    times = max(round(LOOP_FLOPS / flops), 1)
+    work = LOOP_FLOPS.get(jax.default_backend(), ACCELERATOR_FLOPS)
+    times = min(max(round(work / flops), 1), MOST_PRODUCTS)
     mean = jnp.full((size, size), 1 / size, dtype)  # of a row's entries, so that numbers stay
 
     @jax.jit
@@ -60,7 +64,7 @@ def matmul_peak(
 def read_bandwidth(repeats: int = 5) -> float:
     """Bytes a second of a float32 stream that is read once, the quickest of three ways to use it:
     its sum, each row's maximum, and a product with a vector."""
-    x = jnp.ones((STREAM_BYTES // 2**14, 2**12))
+    x = jnp.ones((_stream_bytes() // 2**14, 2**12))
     ways = (jnp.sum, lambda x: x.max(axis=1), lambda x: x @ jnp.ones(x.shape[1]))
     seconds = []
     for way in map(jax.jit, ways):
@@ -71,7 +75,7 @@ def read_bandwidth(repeats: int = 5) -> float:
 @functools.cache
 def in_place_bandwidth(repeats: int = 5) -> float:
     """Bytes a second, read and written, of a float32 stream that is changed where it lies."""
-    x = jnp.ones(STREAM_BYTES // 4)
+    x = jnp.ones(_stream_bytes() // 4)
     change = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def again():
@@ -80,6 +84,10 @@ def in_place_bandwidth(repeats: int = 5) -> float:
         return x
 
     return 2 * x.nbytes / median_seconds(again, repeats)
+
+
+def _stream_bytes() -> int:
+    return STREAM_BYTES.get(jax.default_backend(), ACCELERATOR_BYTES)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def settings(
     ]
 
 
-def measure(arguments: list[str]) -> Row:
+def measure(arguments: list[str], *, peak_size: int = 2048) -> Row:
     """Seconds and utilisation of the update of a command line."""
     with benched(arguments) as bench:
         state = bench.state()
@@ -53,7 +53,7 @@ def measure(arguments: list[str]) -> Row:
         update = jax.jit(bench.step.update).lower(state, experience, key).compile()
         seconds = median_seconds(lambda: update(state, experience, key), REPEATS)
         flops, load = update_flops(bench.load), bench.load
-        peak = matmul_peak(bench.built.decoder.dtype) * bench.built.mesh.size
+        peak = matmul_peak(bench.built.decoder.dtype, peak_size) * bench.built.mesh.size
     return {
         "seconds": seconds,
         "tokens/s": load.rows * load.columns * load.passes / seconds,
