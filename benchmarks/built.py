@@ -99,14 +99,15 @@ class Bench:
 
 
 @contextlib.contextmanager
-def benched(arguments: Sequence[str]) -> Iterator[Bench]:
-    """The step of a command line, ``[config.yaml] [key=value ...]``, within its mesh.
+def benched(arguments: Sequence[str], devices: int | None = None) -> Iterator[Bench]:
+    """The step of a command line, ``[config.yaml] [key=value ...]``, within its mesh: on so many
+    devices, by default all.
 
     Raises ``UserError`` if the host has a part in the step, whose time is not measured.
     """
     path, overrides = config_and_overrides(list(arguments))
     config = load_config(path, ["warm_start=null", *overrides])
-    built = build(config, path.parent)
+    built = build(config, path.parent, jax.devices()[:devices])
     if built.train.between.columns:
         raise UserError("a step with work for the host between its halves is not measured")
     with jax.set_mesh(built.mesh):

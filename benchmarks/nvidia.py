@@ -82,8 +82,8 @@ def measure(model: Mapping[str, object], sizes: Sizes, folder: Path, dtype: str)
         for row in sampling.measure(workload, rows, peak_size=sizes.square)
     ]
     command = settings(model, sizes, dtype)
-    learned = update.measure(command, peak_size=sizes.square)
-    with benched(command) as bench:
+    learned = update.measure(command, devices=1, peak_size=sizes.square)
+    with benched(command, devices=1) as bench:
         again, compile_seconds = whole_step(bench, bench.state())
         seconds = median_seconds(again, REPEATS)
         tokens = bench.load.rows * bench.load.max_tokens  # as good as never is an EOS drawn

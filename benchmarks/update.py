@@ -44,9 +44,9 @@ def settings(
     ]
 
 
-def measure(arguments: list[str], *, peak_size: int = 2048) -> Row:
+def measure(arguments: list[str], *, devices: int | None = None, peak_size: int = 2048) -> Row:
     """Seconds and utilisation of the update of a command line."""
-    with benched(arguments) as bench:
+    with benched(arguments, devices) as bench:
         state = bench.state()
         experience = bench.experience(state)
         key = jax.random.key(0)
