@@ -47,17 +47,20 @@ def measure(arguments: list[str]) -> dict[str, float]:
     return {"cpu_seconds": sorted(seconds)[STEPS // 2], **found}
 
 
-def as_row(devices: int, found: dict[str, float], alone: float) -> Row:
-    kinds = {}
-    for kind in KINDS:
-        kinds[kind] = found.get(kind, 0)
-        kinds[f"{kind}, MB"] = found.get(f"{kind} bytes", 0) / 1e6
-    return {
-        "devices": devices,
-        "CPU seconds a step": found["cpu_seconds"],
-        "efficiency": alone / found["cpu_seconds"],
-        **kinds,
-    }
+def as_rows(found: dict[int, dict[str, float]]) -> list[Row]:
+    """By the number of devices, the first of which the others are compared with; of all kinds of
+    communication those that there are."""
+    alone = next(iter(found.values()))["cpu_seconds"]
+    kinds = [kind for kind in KINDS if any(one.get(kind) for one in found.values())]
+    rows = []
+    for devices, one in found.items():
+        sent = {}
+        for kind in kinds:
+            sent |= {kind: one.get(kind, 0), f"{kind}, MB": one.get(f"{kind} bytes", 0) / 1e6}
+        seconds = one["cpu_seconds"]
+        row = {"devices": devices, "CPU seconds a step": seconds, "efficiency": alone / seconds}
+        rows.append(row | sent)
+    return rows
 
 
 def main() -> None:
@@ -78,8 +81,7 @@ def main() -> None:
         if options.axis == "data":
             mesh = f"mesh.data={devices}"
         found[devices] = answer(MODULE, CHILD, *options.settings, mesh, devices=devices)
-    alone = found[min(found)]["cpu_seconds"]
-    report(f"a step spread over {options.axis}", [as_row(n, f, alone) for n, f in found.items()])
+    report(f"a step spread over {options.axis}", as_rows(found))
 
 
 if __name__ == "__main__":

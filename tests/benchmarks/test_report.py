@@ -44,9 +44,15 @@ def test_peak_counts_the_flops_of_its_products(monkeypatch):
 
 
 def test_efficiency_is_of_the_processor():
-    row = scaling.as_row(2, {"cpu_seconds": 4.0, "all-reduce": 3, "all-reduce bytes": 2e6}, 3.0)
-    assert row["efficiency"] == 0.75
-    assert (row["all-reduce"], row["all-reduce, MB"], row["all-gather"]) == (3, 2.0, 0)
+    """Kinds of communication that no step has are left out."""
+    found = {
+        1: {"cpu_seconds": 3.0},
+        2: {"cpu_seconds": 4.0, "all-reduce": 3, "all-reduce bytes": 2_000_000},
+    }
+    one, two = scaling.as_rows(found)
+    assert (one["efficiency"], one["all-reduce"]) == (1.0, 0)
+    assert (two["efficiency"], two["all-reduce"], two["all-reduce, MB"]) == (0.75, 3, 2.0)
+    assert "all-gather" not in two
 
 
 def test_events_are_those_of_devices_if_there_are_any():
