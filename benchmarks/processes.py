@@ -85,6 +85,19 @@ def log(folder: Path, index: int, kind: str) -> Path:
     return Path(f"{folder.name}.{kind}{index}")
 
 
+def answer(module: str, *arguments: str, devices: int = 1) -> dict[str, Any]:
+    """The JSON in the last line of a module that is run on so many simulated devices."""
+    environment = os.environ | {
+        "NPROC": str(2 * devices),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)}: code {run.returncode}; {run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def head(*cells: str) -> None:
     """The head of a table in Markdown."""
     print()

@@ -4,46 +4,29 @@
 
 Measures the whole compiled step, its two halves compiled apart (collecting experience, updating on
 it), and sampling alone, all in one run; then the update's model FLOPs utilisation against the
-matrix-product peak of the same run. Prints a table, and JSON as the last line.
-
-FLOPs are the model's own: forward 1, backward 2; what remat computes again does not count.
+matrix-product peak of the same run, over all columns, and over those alone that hold a token.
 """
 
-import contextlib
-import json
 import sys
 import time
+from collections.abc import Callable
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.roofline import forward_flops, matmul_peak, median_seconds
-from rljax import resolve
-from rljax.build import Build, build
-from rljax.config import load_config
+from benchmarks.built import Bench, benched, update_flops
+from benchmarks.report import Row, report
+from benchmarks.roofline import matmul_peak, median_seconds
 from rljax.errors import UserError
-from rljax.host.loop import CompiledStep
-from rljax.launch import config_and_overrides
-from rljax.train import make_update, place, state_shardings
-from rljax.types import Params
+from rljax.types import TrainState
 
 REPEATS = 5
 
 
-def measure(arguments: list[str]) -> dict[str, float]:
+def measure(arguments: list[str]) -> Row:
     """The figures of a config, by name."""
-    path, overrides = config_and_overrides(arguments)
-    config = load_config(path, ["warm_start=null", *overrides])
-    built = build(config, path.parent)
-    phase = built.train
-    if phase.between is not None:
-        raise UserError("a step with work for the host between its halves is not measured")
-    key, prompts = jax.random.key(0), phase.batches[0]
-    roles = {"axes": phase.axes, "optimizers": phase.optimizers, "mesh": built.mesh}
-    with jax.set_mesh(built.mesh):
-        state = place(lambda key: phase.begin(draw(built, key)), jax.random.key(0), **roles)
-        step = phase.train_step
+    with benched(arguments) as bench:
+        key, prompts, step = jax.random.key(0), bench.prompts, bench.step
+        state = bench.state()
         sample = jax.jit(step.draw).lower(state, prompts, key).compile()
 
         def drawn_and_appraised(state, prompts, key):
@@ -57,35 +40,13 @@ def measure(arguments: list[str]) -> dict[str, float]:
             "collect": median_seconds(lambda: collect(state, prompts, key), REPEATS),
             "update": median_seconds(lambda: update(state, experience, key), REPEATS),
         }
-        step = CompiledStep(
-            step,
-            state_shardings(state, **roles),
-            built.mesh,
-            contextlib.nullcontext,
-        )
-        start = time.perf_counter()
-        batch = step.prepare(state, prompts)
-        compile_seconds = time.perf_counter() - start
-
-        def whole_step():
-            nonlocal state
-            state, metrics, _ = step(state, batch)
-            return state.params, metrics
-
-        seconds["step"] = median_seconds(whole_step, REPEATS)
-    peak = matmul_peak(built.decoder.dtype) * built.mesh.size
-    rows, columns = experience.tokens.shape
-    epochs = (resolve.defaults(make_update) | config.update)["epochs"]
-    heads = {"policy": built.decoder.vocab_size, "value": 1}
-    flops = (
-        3
-        * epochs
-        * sum(
-            forward_flops(built.decoder, rows, columns, head_width=heads[role])
-            for role in state.params
-        )
-    )
+        step_again, compile_seconds = whole_step(bench, state)
+        seconds["step"] = median_seconds(step_again, REPEATS)
+        decoder, devices = bench.built.decoder, bench.built.mesh.size
+        flops = update_flops(bench.load)
+    peak = matmul_peak(decoder.dtype) * devices
     tokens = int(collected["response_tokens"])
+    update_mfu = flops / seconds["update"] / peak
     return {
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "compile_seconds": compile_seconds,
@@ -94,13 +55,25 @@ def measure(arguments: list[str]) -> dict[str, float]:
         "step_tokens_per_second": tokens / seconds["step"],
         "update_gflops": flops / 1e9,
         "matmul_peak_gflops_per_second": peak / 1e9,
-        "update_mfu": flops / seconds["update"] / peak,
+        "update_mfu": update_mfu,
+        "update_mfu_of_tokens": update_mfu * float(experience.mask.mean()),
     }
 
 
-def draw(built: Build, key) -> dict[str, Params]:
-    """What the run begins with, all drawn at random."""
-    return {name: start.model.init(key) for name, start in built.networks.starts.items()}
+def whole_step(bench: Bench, state: TrainState) -> tuple[Callable[[], object], float]:
+    """Something that does the next step whenever it is called, and the seconds that its compilation
+    took. The state is donated to the first."""
+    step = bench.compiled_step(state)
+    start = time.perf_counter()
+    batch = step.prepare(state, bench.prompts)
+    seconds = time.perf_counter() - start
+
+    def again():
+        nonlocal state
+        state, metrics, _ = step(state, batch)
+        return state.params, metrics
+
+    return again, seconds
 
 
 def main() -> None:
@@ -108,14 +81,7 @@ def main() -> None:
         figures = measure(sys.argv[1:])
     except UserError as error:
         sys.exit(f"benchmarks.step: error: {error}")
-    device = jax.devices()[0].device_kind
-    table = Table(title=f"one step, {jax.device_count()} x {device}, jax {jax.__version__}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}")
-    Console().print(table)
-    print(json.dumps(figures))
+    report("one step", [figures])
 
 
 if __name__ == "__main__":

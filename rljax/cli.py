@@ -47,6 +47,12 @@ def main() -> int:
     guard_tracebacks()
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
+        if {"--help", "-h"} & set(arguments):
+            from rljax.options import OPTIONS  # the import of their modules takes seconds
+
+            if command in OPTIONS:
+                OPTIONS[command]().print_help()
+                return 0
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torch
         try:
             module = importlib.import_module(f"rljax.{MODULES.get(command, command)}")

@@ -19,21 +19,17 @@ from rljax.host.pretrained import (
     settle_special_tokens,
 )
 from rljax.host.secrets import redact, say
-from rljax.host.terminal import Parser
 from rljax.host.weights import Weights
 from rljax.models import decoder
 from rljax.models.hf import tensors_of
+from rljax.options import doctor_options
 
 FLOAT32, GIB = 4, 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0 if the model can be trained, else 2."""
-    parser = Parser(
-        prog="rljax doctor", description="Say what a model is, and what training it takes."
-    )
-    parser.add_argument("model", help="a Hugging Face folder, or a hub id")
-    options = parser.parse_args(arguments)
+    options = doctor_options().parse_args(arguments)
     try:
         found = pretrained(find_folder(options.model, "doctor"))
         facts = examine(found)

@@ -24,8 +24,9 @@ from rljax.folder import numbered_folder
 from rljax.host.checkpoint import restore_parts
 from rljax.host.secrets import redacted, refuse_placeholders, say
 from rljax.host.steps import FROZEN
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Terminal
 from rljax.launch import enough_threads, use_compilation_cache
+from rljax.options import eval_options
 from rljax.starts import load_start
 from rljax.train import place
 from rljax.types import TrainState
@@ -33,21 +34,7 @@ from rljax.types import TrainState
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = Parser(
-        prog="rljax eval",
-        usage="%(prog)s CONFIG|RUN [key=value ...] [--step N | --best] [--out DIR]",
-        description="Answer held-out prompts, and judge the answers.",
-        epilog="Example: rljax eval runs/0001 evaluation.samples_per_prompt=8",
-    )
-    parser.add_argument("target", type=Path, help="a YAML file, or the folder of a run")
-    parser.add_argument("settings", nargs="*", help="settings to change in the config")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="of a run's checkpoint; by default the newest")
-    which.add_argument("--best", action="store_true", help="the run's best checkpoint")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="by default the next of evals/0001, evals/0002, …"
-    )
-    options = parser.parse_intermixed_args(arguments)
+    options = eval_options().parse_intermixed_args(arguments)
     enough_threads()
     try:
         evaluate(**vars(options))

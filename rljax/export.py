@@ -15,36 +15,19 @@ from rljax.host.export import export_adapters, export_model, model_card
 from rljax.host.metrics import read_records
 from rljax.host.secrets import redact, say
 from rljax.host.steps import FROZEN
-from rljax.host.terminal import Parser
 from rljax.models.lora import merge_lora
 from rljax.objective import context_of, make_algorithm, make_shaper, networks_of
+from rljax.options import DTYPES, export_options
 from rljax.roles import Networks, Trees
 from rljax.sampling import make_sampler
 from rljax.sharding import make_mesh, param_shardings
 from rljax.tokens import read_tokenizer
 from rljax.trees import role_params
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = Parser(
-        prog="rljax export", description="Export a model of a run as a Hugging Face folder."
-    )
-    parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="of the checkpoint; by default the newest")
-    which.add_argument("--best", action="store_true", help="the best checkpoint")
-    parser.add_argument(
-        "--role", choices=("policy", "value", "reward"), help="by default what was trained"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they came")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge a policy's adapters into their base"
-    )
-    options = parser.parse_args(arguments)
+    options = export_options().parse_args(arguments)
     try:
         role, step = export_run(**vars(options))
     except UserError as error:

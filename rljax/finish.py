@@ -14,7 +14,6 @@ from rljax.errors import UserError
 from rljax.export import export_role, run_details
 from rljax.host.agree import is_writer
 from rljax.host.checkpoint import restore_parts
-from rljax.host.curves import draw_curves
 from rljax.host.files import write_whole
 from rljax.host.metrics import json_text, read_records
 from rljax.host.samples import read_samples, sampled_steps
@@ -104,6 +103,8 @@ def _sum_up(
     seconds: dict[str, float],
 ) -> None:
     """Draws the curves, and writes and shows the summary."""
+    from rljax.host.curves import draw_curves  # the import of what draws takes half a second
+
     draw_curves(
         folder / "curves.png",
         read_records(folder / "metrics.jsonl"),

@@ -38,8 +38,9 @@ from rljax.host.stopping import (
     TransientError,
     leave_at_once,
 )
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Terminal
 from rljax.listening import check_listening
+from rljax.options import launch_options
 from rljax.run import Run
 
 DEFAULT_CONFIG = "addition.yaml"
@@ -49,48 +50,7 @@ NEVER = "never"  # as --resume
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 2 for anything that the user can put right, 130 if
     it was interrupted, or 75 if the same command is to be started again, which goes on."""
-    parser = Parser(
-        prog="python -m rljax.launch",
-        usage="%(prog)s [config.yaml] [key=value ...] [--dry-run]",
-        description="Train a language model.",
-        epilog="Example: python -m rljax.launch configs/addition.yaml steps=40 mesh.fsdp=2",
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        help="a YAML file, by default that of the embedded task, and settings to change in it",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and the plan, and stop"
-    )
-    going_on = parser.add_argument_group(
-        "going on", "without these a run goes on from the newest sound checkpoint in its run_dir"
-    )
-    going_on.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="go on with the run in this folder, by its own config unless one is named; "
-        '"never": run_dir must hold none yet',
-    )
-    going_on.add_argument(
-        "--fork",
-        metavar="RUN",
-        help="begin a new run with the state of that one, or of one of its checkpoints",
-    )
-    going_on.add_argument(
-        "--allow-config-change",
-        action="store_true",
-        help="go on although settings that change what is learned, or the rows, are others",
-    )
-    several = parser.add_argument_group(
-        "several processes", "where nothing starts them that JAX knows: each its own number"
-    )
-    several.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="a free port of process 0's host"
-    )
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch_options().parse_intermixed_args(arguments)
     enough_threads()
     try:
         place = find_place(options.coordinator, options.processes, options.process)

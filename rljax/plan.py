@@ -15,14 +15,13 @@ from pathlib import Path
 
 from rljax import resolve
 from rljax.build import Build, build
+from rljax.chips import Chip, find_chip, slice_sizes
 from rljax.config import Config, load_config
 from rljax.errors import UserError, nearest
 from rljax.host.secrets import redact, say
-from rljax.host.terminal import Parser
 from rljax.launch import config_and_overrides
+from rljax.options import plan_options
 from rljax.planning import (
-    CHIPS,
-    Chip,
     Load,
     Plan,
     abstract_mesh,
@@ -31,7 +30,6 @@ from rljax.planning import (
     compile_step,
     devices_of,
     estimate,
-    find_chip,
     footprint,
     least_sent,
     load_of,
@@ -39,7 +37,6 @@ from rljax.planning import (
     phases,
     plan_lines,
     ranking_lines,
-    slice_sizes,
     use_simulated_devices,
 )
 from rljax.planning.roofline import seconds_on_links
@@ -53,24 +50,7 @@ _MESH = re.compile(rf"{_AXIS}(,{_AXIS})*")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = Parser(
-        prog="rljax plan",
-        usage="%(prog)s [config.yaml] [key=value ...] [MESH ...] [--chip CHIP] [--devices N] "
-        "[--search] [--json]",
-        description="Say what a run would take on devices that are not there.",
-        epilog="Example: rljax plan configs/llama_8b.yaml fsdp=64 fsdp=32,tensor=2 --chip v5p",
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        help="a YAML file, by default that of the embedded task, settings to change in it, and "
-        "meshes such as fsdp=32,tensor=2, by default that of the config",
-    )
-    parser.add_argument("--chip", default="v5p", help=f"one of {', '.join(CHIPS)}; default v5p")
-    parser.add_argument("--devices", type=int, help="for axes of size -1, and for a search")
-    parser.add_argument("--search", action="store_true", help="find the quickest mesh")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_intermixed_args(arguments)
+    options = plan_options().parse_intermixed_args(arguments)
     use_simulated_devices()
     try:
         return plan(options)

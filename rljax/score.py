@@ -18,8 +18,9 @@ from rljax.host.files import write_whole
 from rljax.host.metrics import json_text
 from rljax.host.samples import REWARD, write_table
 from rljax.host.secrets import redacted, refuse_placeholders, say
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Terminal
 from rljax.launch import DEFAULT_CONFIG, enough_threads, use_compilation_cache
+from rljax.options import score_options
 from rljax.replay import encode
 from rljax.scoring import (
     Judging,
@@ -38,26 +39,7 @@ SHOWN = 4  # responses on a terminal
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for anything that the user can put right."""
-    parser = Parser(
-        prog="rljax score",
-        usage="%(prog)s FILE [key=value ...] [--config CONFIG|RUN] [--out FILE] "
-        "[--response-column NAME]",
-        description="Apply the rewards and the length policy of a config to a file of responses.",
-        epilog="Example: rljax score logged.jsonl --config runs/0001 --out scored.parquet",
-    )
-    parser.add_argument("file", type=Path, help="JSONL, JSON, Parquet or CSV, a response per row")
-    parser.add_argument("settings", nargs="*", help="settings to change in the config")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="CONFIG|RUN",
-        help="a YAML file, by default that of the embedded task, or the folder of a run",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .parquet or .jsonl to write")
-    parser.add_argument(
-        "--response-column", metavar="NAME", help="by default response, completion or text"
-    )
-    options = parser.parse_intermixed_args(arguments)
+    options = score_options().parse_intermixed_args(arguments)
     enough_threads()
     try:
         score(**vars(options))

@@ -18,8 +18,9 @@ from rljax.endpoint.engine import Engine
 from rljax.errors import UserError, nearest
 from rljax.host.secrets import say
 from rljax.host.stopping import INTERRUPTED, leave_at_once
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Terminal
 from rljax.launch import enough_threads, use_compilation_cache
+from rljax.options import serve_options
 from rljax.policies import find_policy, limited
 from rljax.sharding import MESH_AXES, make_mesh
 
@@ -29,34 +30,7 @@ PATIENT_SECONDS = 5  # that responses are given to come to an end, once the serv
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0 after SIGTERM, 130 after Ctrl-C, or 2 for anything that
     the user can put right."""
-    parser = Parser(
-        prog="rljax serve",
-        usage="%(prog)s RUN|FOLDER|HUB_ID [mesh.AXIS=N ...] [--step N | --best] [--port N] ...",
-        description="Serve a policy over OpenAI's API, for trying it and for tests.",
-        epilog="Example: rljax serve runs/0001 --best --port 8000",
-    )
-    parser.add_argument("target", help="the folder of a run, a Hugging Face folder, or a hub id")
-    parser.add_argument("settings", nargs="*", help="sizes of the mesh, such as mesh.tensor=4")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="of a run's checkpoint; by default the newest")
-    which.add_argument("--best", action="store_true", help="the run's best checkpoint")
-    parser.add_argument("--host", default="127.0.0.1", help="by default %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="by default %(default)s; 0: any")
-    parser.add_argument("--name", help="of the model; by default that of its folder")
-    parser.add_argument("--rows", type=int, default=16, help="responses at once, by default 16")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of a response, at most")
-    parser.add_argument("--max-prompt-tokens", type=int, metavar="N", help="of a prompt, at most")
-    parser.add_argument(
-        "--api-key-env", metavar="VAR", help="the variable with the key that clients must send"
-    )
-    parser.add_argument(
-        "--middleware",
-        action="append",
-        default=[],
-        metavar="PKG.MODULE.CLASS",
-        help="an ASGI class around the server; may be given several times",
-    )
-    options = parser.parse_intermixed_args(arguments)
+    options = serve_options().parse_intermixed_args(arguments)
     enough_threads()
     try:
         return serve(**vars(options))

@@ -17,7 +17,8 @@ from rljax.host.metrics import read_lines
 from rljax.host.samples import SAMPLES, read_samples, sampled_steps, table_path
 from rljax.host.secrets import say
 from rljax.host.steps import FROZEN, STATE, DamagedError, check_saved, read_meta, steps_in
-from rljax.host.terminal import Parser, Terminal
+from rljax.host.terminal import Terminal
+from rljax.options import verify_options
 
 CHECKPOINTS = ("checkpoints", "best", "warm_start/checkpoints")
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
@@ -34,13 +35,7 @@ class Finding(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0 if all is sound, 1 if something is not, or 2 for
     anything else that the user can put right."""
-    parser = Parser(
-        prog="rljax verify",
-        description="Check the folder of a run: its config, the digests of its checkpoints, and "
-        "that no step is missing from its records, or there twice.",
-    )
-    parser.add_argument("run", type=Path, help="the run's folder")
-    run = parser.parse_args(arguments).run
+    run = verify_options().parse_args(arguments).run
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     jax.config.update("jax_platforms", "cpu")  # what is read may be more than an accelerator holds
     terminal = Terminal()

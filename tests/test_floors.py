@@ -9,13 +9,13 @@ import rljax
 FLOORS = [
     {"errors", "types"},
     {"plugins"},
-    {"grouped", "health", "kl", "lengths", "masked", "metrics", "resolve", "signatures"}
-    | {"sharding", "trees", "yaml_text"},
+    {"chips", "grouped", "health", "kl", "lengths", "masked", "metrics", "resolve"}
+    | {"sharding", "signatures", "trees", "yaml_text"},
     {"config_file"},
     {"length_policy", "losses", "advantages", "rewards", "shaping", "models"},
     {"compose", "data", "logprobs", "sampling"},
     {"algorithms", "train", "host", "tasks"},
-    {"analysis", "config", "endpoint", "monitor"},
+    {"analysis", "config", "endpoint", "monitor", "options"},
     {"changes", "roles"},
     {"objective", "tokens"},
     {"sources"},

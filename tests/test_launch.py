@@ -263,3 +263,17 @@ def test_dry_run_prints_the_plan_and_starts_nothing(capsys, tmp_path, monkeypatc
     assert "data=2 x fsdp=2 x tensor=2" in out
     assert "MiB per device" in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("said", ["", "/elsewhere"])
+def test_programs_are_kept_in_the_users_cache_folder(monkeypatch, said):
+    """Unless the environment says where."""
+    settings: dict[str, object] = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/someone/cache")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if said:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", said)
+    launch.use_compilation_cache()
+    kept = settings.get("jax_compilation_cache_dir")
+    assert kept == (None if said else "/home/someone/cache/rljax/xla")

@@ -104,7 +104,8 @@ def test_mistakes_end_in_one_line(capsys, arguments, says):
 LLAMA = """
 import json, re
 from pathlib import Path
-from rljax.planning import use_simulated_devices, find_chip, as_json
+from rljax.chips import find_chip
+from rljax.planning import use_simulated_devices, as_json
 use_simulated_devices()
 from rljax.config import load_config
 from rljax.plan import Planner

@@ -1,6 +1,5 @@
 """What a step takes on devices that are not there: memory, communication, time."""
 
-from rljax.planning.chips import CHIPS, Chip, find_chip, slice_sizes
 from rljax.planning.footprint import Footprint, footprint
 from rljax.planning.report import Plan, as_json, plan_lines, ranking_lines
 from rljax.planning.roofline import Load, least_sent, load_of, parameter_counts, phases
@@ -8,8 +7,6 @@ from rljax.planning.search import abstract_mesh, candidates, estimate
 from rljax.planning.topology import Compiled, compile_step, devices_of, use_simulated_devices
 
 __all__ = [
-    "CHIPS",
-    "Chip",
     "Compiled",
     "Footprint",
     "Load",
@@ -20,7 +17,6 @@ __all__ = [
     "compile_step",
     "devices_of",
     "estimate",
-    "find_chip",
     "footprint",
     "least_sent",
     "load_of",
@@ -28,6 +24,5 @@ __all__ = [
     "phases",
     "plan_lines",
     "ranking_lines",
-    "slice_sizes",
     "use_simulated_devices",
 ]

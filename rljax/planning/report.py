@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from rljax.planning.chips import Chip
+from rljax.chips import Chip
 from rljax.planning.collectives import axes_of
 from rljax.planning.footprint import Footprint
 from rljax.planning.roofline import Least, Load, Phase

@@ -15,9 +15,9 @@ from jax.sharding import AbstractMesh, Mesh
 from rljax import resolve
 from rljax.build import Build
 from rljax.checks import abstract_state
+from rljax.chips import Chip, bandwidth
 from rljax.config import Config
 from rljax.models import DecoderConfig
-from rljax.planning.chips import Chip, bandwidth
 from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
 from rljax.sharding import row_shards

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from jax.sharding import AbstractMesh, AxisType
 
-from rljax.planning.chips import Chip, bandwidth
+from rljax.chips import Chip, bandwidth
 from rljax.planning.footprint import Footprint
 from rljax.planning.roofline import Load, Phase, least_sent, phases
 from rljax.sharding import MESH_AXES, row_shards

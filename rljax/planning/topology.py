@@ -20,9 +20,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from rljax.build import Build
 from rljax.checks import first_batch, laid_out
+from rljax.chips import Chip, slices_of
 from rljax.errors import UserError
 from rljax.planning.buffers import Buffer, peaks, schedule, temporaries
-from rljax.planning.chips import Chip, slices_of
 from rljax.planning.collectives import Collective, collectives
 from rljax.planning.programs import Program, scope_in
 from rljax.sharding import replicated, row_sharding

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rljax.planning.chips import CHIPS, GB, GIB
+from rljax.chips import CHIPS, GB, GIB
 from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
 from rljax.planning.report import Plan, _short, as_json, limit, plan_lines, ranking_lines

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from rljax.chips import GB, TERA, Chip
 from rljax.models.families import llama
-from rljax.planning.chips import GB, TERA, Chip
 from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
 from rljax.planning.roofline import (

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rljax.chips import CHIPS, bandwidth, find_chip, slice_sizes, slices_of
 from rljax.errors import UserError
-from rljax.planning.chips import CHIPS, bandwidth, find_chip, slice_sizes, slices_of
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

@@ -1,0 +1,153 @@
+"""How close does sampling come to what the machine allows?
+
+    python -m benchmarks.sampling [8x512] [4x256] [--batch 1 8 32] [--tokens 64 256] [--group 8]
+
+Draws responses with a random Llama of each shape (layers x width), whose EOS is never drawn, so
+that every row has all its tokens. Prefill is the time to the first token; decoding is what each
+token behind it takes, by the batch and by the length of the responses. A decode step has to read
+every weight once and the part of the cache that is filled, and to write a column; this over the
+bandwidth of a stream that is read, and its FLOPs over the peak of products with as many rows, are
+its two bounds. Both are measured in the same run.
+"""
+
+import argparse
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.report import Row, report
+from benchmarks.roofline import matmul_peak, median_seconds, read_bandwidth
+from rljax.launch import use_compilation_cache
+from rljax.models import DecoderConfig, decoder, llama
+from rljax.planning.roofline import forward_flops, matrix_sizes
+from rljax.sampling import make_sampler
+from rljax.types import Model, Params, Prompts
+
+REPEATS = 3
+VOCAB = 4096
+HEAD_DIM = 64
+
+
+class Workload(NamedTuple):
+    """What is sampled."""
+
+    decoder: DecoderConfig
+    prompt_tokens: int
+    lengths: tuple[int, ...]  # of responses, in tokens
+    group_size: int = 1  # rows of a prompt
+
+
+def shape(
+    layers: int, width: int, *, vocab: int = VOCAB, dtype: str = "float32", columns: int = 2048
+) -> DecoderConfig:
+    """A Llama with heads of 64."""
+    sizes = {"layers": layers, "width": width, "heads": max(width // HEAD_DIM, 1)}
+    return llama(vocab_size=vocab, dtype=dtype, max_positions=columns, **sizes).decoder
+
+
+WORKLOADS = {
+    "8x512": Workload(shape(8, 512), 64, (64, 256)),
+    "4x256": Workload(shape(4, 256), 32, (16, 64)),
+}
+
+
+def weight_bytes(model: Model, config: DecoderConfig) -> int:
+    """Of all weights that a decode step reads, in the types of the arithmetic: of an embedding that
+    is no output head as well, only a row for each token is read, which does not count."""
+    params = jax.eval_shape(lambda key: model.cast(model.init(key)), jax.random.key(0))
+    read = {name: tree for name, tree in params.items() if name != "embed" or config.tied}
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
+
+
+def column_bytes(config: DecoderConfig) -> int:
+    """Of a token's keys and values in all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+
+
+def decode_bytes(config: DecoderConfig, weights: int, rows: int, columns: float) -> float:
+    """Bytes that a decode step has to move where ``columns`` of the cache are filled: all weights,
+    these columns, and the one that is written."""
+    return weights + rows * (columns + 1) * column_bytes(config)
+
+
+def decode_flops(config: DecoderConfig, rows: int, columns: float) -> float:
+    """FLOPs of a decode step over ``columns``: a forward pass of one token a row."""
+    c = config
+    layer = matrix_sizes(c) + 2 * c.heads * c.head_dim * columns
+    return 2.0 * rows * (c.layers * layer + c.width * c.vocab_size)
+
+
+def sample_seconds(
+    model: Model, params: Params, prompts: Prompts, *, tokens: int, vocab: int, group_size: int
+) -> float:
+    """The time of drawing so many tokens behind each prompt."""
+    never = (vocab,)  # an EOS that the vocabulary does not have
+    draw = make_sampler(model, max_tokens=tokens, eos_ids=never, pad_id=0, group_size=group_size)
+    compiled = jax.jit(draw).lower(params, prompts, jax.random.key(0)).compile()
+    return median_seconds(lambda: compiled(params, prompts, jax.random.key(0)), REPEATS)
+
+
+def measure(workload: Workload, rows: int, *, peak_size: int = 2048) -> list[Row]:
+    """The figures of a workload with so many rows, one of them for each length."""
+    config, group = workload.decoder, workload.group_size
+    model = decoder(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    size = (rows // group, workload.prompt_tokens)
+    tokens = jax.random.randint(jax.random.key(1), size, 0, config.vocab_size)
+    prompts = Prompts(tokens=tokens, mask=jnp.ones(size, bool), extras={})
+    draw = functools.partial(
+        sample_seconds, model, params, prompts, vocab=config.vocab_size, group_size=group
+    )
+    first, weights = draw(tokens=1), weight_bytes(model, config)
+    flops = forward_flops(config, *size, head_width=0) + decode_flops(config, rows, size[1])
+    prefill = {
+        "prefill tokens/s": size[0] * size[1] / first,
+        "of the matmul peak": flops / first / matmul_peak(config.dtype, peak_size),
+    }
+    found = []
+    for length in workload.lengths:
+        seconds = (draw(tokens=length) - first) / (length - 1)
+        filled = size[1] + (length + 1) / 2  # in the mean of the steps behind the first
+        moved = decode_bytes(config, weights, rows, filled)
+        work = decode_flops(config, rows, filled)
+        reading = moved / read_bandwidth()
+        computing = work / matmul_peak(config.dtype, config.width, rows=rows)
+        found.append(
+            {
+                "shape": f"{config.layers}x{config.width}",
+                "rows": rows,
+                "prompt + response": f"{size[1]} + {length}",
+                **prefill,
+                "decode tokens/s": rows / seconds,
+                "ms a step": 1e3 * seconds,
+                "MB a step": moved / 1e6,
+                "GFLOP a step": work / 1e9,
+                "of the bandwidth bound": reading / seconds,
+                "of both bounds": max(reading, computing) / seconds,
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
+    parser.add_argument("shapes", nargs="*", help=f"of {', '.join(WORKLOADS)}; default all")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="rows")
+    parser.add_argument("--tokens", type=int, nargs="+", help="lengths of responses")
+    parser.add_argument("--group", type=int, default=1, help="rows of a prompt; default 1")
+    options = parser.parse_args()
+    use_compilation_cache()
+    rows = []
+    for name in options.shapes or WORKLOADS:
+        workload = WORKLOADS[name]._replace(group_size=options.group)
+        if options.tokens:
+            workload = workload._replace(lengths=tuple(options.tokens))
+        for batch in options.batch:
+            rows += measure(workload, batch)
+    report("sampling", rows)
+
+
+if __name__ == "__main__":
+    main()
