@@ -51,6 +51,7 @@ from benchmarks.peers.job import CORES, SHAPES, Job
 FRAMEWORKS = (OURS, "tunix", "trl")
 COMPILE = (OURS, "tunix")
 WARMUP = 2  # steps that compile or trace something
+WIDTH = 120  # columns that the table takes
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,6 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # which processes inherit
     console, results, packages = Console(), [], {}
+    console.width = max(console.width, WIDTH)
     for shape in options.shapes:
         for algorithm in options.algorithms:
             job = {"algorithm": algorithm, "shape_name": shape}

@@ -88,9 +88,9 @@ def table(title: str, figures: Mapping[str, dict], absent: Mapping[str, str]) ->
     """A row for each framework; of those that are ``absent``, why they were not run."""
     shown = Table(title=title)
     shown.add_column("framework")
-    for column in ("step (s)", "times ours", "tokens/s", "first step, cold (s)", "times ours"):
+    for column in ("step (s)", "× ours", "tokens/s", "first step (s)", "× ours", "warm (s)"):
         shown.add_column(column, justify="right")
-    for column in ("warm (s)", "times ours", "peak memory (MiB)"):
+    for column in ("× ours", "peak (MiB)"):
         shown.add_column(column, justify="right")
     for name, row in figures.items():
         ratios = {of: _shown_ratio(Ratio(**ratio)) for of, ratio in row.get("ratios", {}).items()}
@@ -111,4 +111,4 @@ def table(title: str, figures: Mapping[str, dict], absent: Mapping[str, str]) ->
 
 
 def _shown_ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"

@@ -3,15 +3,20 @@
 import io
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
-from transformers import AutoTokenizer
 
+from benchmarks.peers import rljax_step
 from benchmarks.peers.figures import OURS, Pair, Run, compared, parse, table
 from benchmarks.peers.inputs import make_inputs
-from benchmarks.peers.job import MEASURED, SHAPES, Job, read_prompts, report
-from rljax.models import families
+from benchmarks.peers.job import MEASURED, ROWS, Job, read_prompts, report
+from rljax.build import build
+from rljax.config import load_config
+from rljax.starts import load_start
 
 PACKAGES = {"jax": "0.10.2"}
 
@@ -89,20 +94,36 @@ def test_the_table_says_what_was_not_run():
         {OURS: pairs(1.0, first=9.0, warm=4.0), "tunix": pairs(3.0, first=27.0, warm=8.0)}
     )
     out = io.StringIO()
-    console = Console(file=out, width=200)
+    console = Console(file=out, width=120)
     console.print(table("grpo, small", figures, {"trl": "No module named torch"}))
     lines = {line.split()[1]: line for line in out.getvalue().splitlines() if len(line.split()) > 1}
-    assert "3.00 (3.00 to 3.00)" in lines["tunix"]
-    assert "2.00 (2.00 to 2.00)" in lines["tunix"]
+    assert "3.00 (3.00–3.00)" in lines["tunix"]
+    assert "2.00 (2.00–2.00)" in lines["tunix"]
     assert "not run: No module named" in lines["trl"]
 
 
-def test_inputs_fit_the_shape(tmp_path):
-    """Every prompt is as long as it is to be, and no special token can be drawn."""
-    job = Job("grpo", "small", 2, tmp_path)
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_inputs_fit_the_shape(algorithm, tmp_path):
+    """rljax can be built on them, every prompt is as long as it is to be, and no special token can
+    be drawn."""
+    job = Job(algorithm, "small", 2, tmp_path)
     make_inputs(job)
-    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
-    rows = tokenizer(read_prompts(job))["input_ids"]
-    assert {len(ids) for ids in rows} == {job.shape.prompt_tokens}
-    assert len({tuple(ids) for ids in rows}) == len(rows) == 2 * job.prompts_per_step
-    assert min(min(ids) for ids in rows) > max(tokenizer.pad_token_id, tokenizer.eos_token_id)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(rljax_step.config(job)))
+    built = build(load_config(path, []), tmp_path, jax.devices()[:1])
+    decoder = built.decoder
+    assert (decoder.layers, decoder.width, decoder.mlp_width) == (4, 256, 704)
+    assert (decoder.heads, decoder.kv_heads, decoder.head_dim) == (4, 2, 64)
+    assert built.networks.starts.keys() == {"policy"} | ({"value"} if algorithm == "ppo" else set())
+    tokens = jnp.array(built.tokenizer(read_prompts(job))["input_ids"])
+    assert tokens.shape == (2 * ROWS // built.group_rows, job.shape.prompt_tokens)
+    special = [built.tokenizer.pad_token_id, *built.eos_ids]
+    assert len(np.unique(tokens, axis=0)) == len(tokens)
+    assert not np.isin(tokens, special).any()
+    with jax.set_mesh(built.mesh):
+        model = built.networks.starts["policy"].model
+        params = load_start(built, "policy", 0, lambda *_, **__: None)
+        hidden, _ = model.apply(params, tokens[:2], jnp.ones((2, tokens.shape[1]), bool))
+        probabilities = jax.nn.softmax(model.head(params, hidden))
+    assert probabilities[..., special].max() == 0  # in float32
+    assert probabilities.max() < 0.1  # and the others are about as likely
