@@ -85,12 +85,13 @@ def _ratio(ratios: Sequence[float]) -> Ratio:
 
 
 def table(title: str, figures: Mapping[str, dict], absent: Mapping[str, str]) -> Table:
-    """A row for each framework; of those that are ``absent``, why they were not run."""
-    shown = Table(title=title)
+    """A row for each framework; below, of those that are ``absent`` why they were not run."""
+    reasons = "\n".join(f"{name} was not run: {why}" for name, why in absent.items())
+    shown = Table(title=title, caption=reasons or None)
     shown.add_column("framework")
-    for column in ("step (s)", "× ours", "tokens/s", "first step (s)", "× ours", "warm (s)"):
+    for column in ("step (s)", "ratio", "tokens/s", "first step (s)", "ratio", "warm (s)"):
         shown.add_column(column, justify="right")
-    for column in ("× ours", "peak (MiB)"):
+    for column in ("ratio", "peak (MiB)"):
         shown.add_column(column, justify="right")
     for name, row in figures.items():
         ratios = {of: _shown_ratio(Ratio(**ratio)) for of, ratio in row.get("ratios", {}).items()}
@@ -105,10 +106,8 @@ def table(title: str, figures: Mapping[str, dict], absent: Mapping[str, str]) ->
             ratios.get("first_seconds_warm", ""),
             f"{row['peak_bytes'] / 2**20:,.0f}",
         )
-    for name, why in absent.items():
-        shown.add_row(name, f"not run: {why}")
     return shown
 
 
 def _shown_ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.peers import rljax_step
+from benchmarks.peers.__main__ import WIDTH
 from benchmarks.peers.figures import OURS, Pair, Run, compared, parse, table
 from benchmarks.peers.inputs import make_inputs
 from benchmarks.peers.job import MEASURED, ROWS, Job, read_prompts, report
@@ -94,12 +95,14 @@ def test_the_table_says_what_was_not_run():
         {OURS: pairs(1.0, first=9.0, warm=4.0), "tunix": pairs(3.0, first=27.0, warm=8.0)}
     )
     out = io.StringIO()
-    console = Console(file=out, width=120)
+    console = Console(file=out, width=WIDTH)
     console.print(table("grpo, small", figures, {"trl": "No module named torch"}))
-    lines = {line.split()[1]: line for line in out.getvalue().splitlines() if len(line.split()) > 1}
-    assert "3.00 (3.00–3.00)" in lines["tunix"]
-    assert "2.00 (2.00–2.00)" in lines["tunix"]
-    assert "not run: No module named" in lines["trl"]
+    (tunix,) = (line for line in out.getvalue().splitlines() if "tunix" in line)
+    assert [cell.strip() for cell in tunix.split("│")[1:-1]] == [
+        *("tunix", "3.000", "3.00 (3.00-3.00)", "21"),
+        *("27.0", "3.00 (3.00-3.00)", "8.0", "2.00 (2.00-2.00)", "1"),
+    ]
+    assert "trl was not run: No module named torch" in out.getvalue()
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -114,7 +117,9 @@ def test_inputs_fit_the_shape(algorithm, tmp_path):
     decoder = built.decoder
     assert (decoder.layers, decoder.width, decoder.mlp_width) == (4, 256, 704)
     assert (decoder.heads, decoder.kv_heads, decoder.head_dim) == (4, 2, 64)
-    assert built.networks.starts.keys() == {"policy"} | ({"value"} if algorithm == "ppo" else set())
+    assert built.train.optimizers.keys() == {"policy"} | (
+        {"value"} if algorithm == "ppo" else set()
+    )
     tokens = jnp.array(built.tokenizer(read_prompts(job))["input_ids"])
     assert tokens.shape == (2 * ROWS // built.group_rows, job.shape.prompt_tokens)
     special = [built.tokenizer.pad_token_id, *built.eos_ids]
