@@ -14,7 +14,7 @@ lost beside the head), loaded from one Hugging Face folder, float32; 32 response
 each prompt for GRPO and one for PPO, all running to their limit; temperature 1; one epoch of one
 minibatch of one micro-batch, AdamW behind a clip of the gradient's norm; no KL, so GRPO needs no
 reference; for PPO a critic that shares nothing with the policy; a reward that costs nothing.
-Nothing is recomputed in the backward pass, nothing is saved or logged between the steps measured,
+Nothing is recomputed in the backward pass, and no checkpoint is saved between the steps measured,
 which are those after the first two.
 
 What could not be made equal:
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--algorithms", nargs="+", choices=["grpo", "ppo"], default=["grpo", "ppo"])
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="that are measured in each run")
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=3, help="measured in each run")
     parser.add_argument("--venvs", type=Path, default=default_folder(), help="where they are made")
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # which processes inherit
@@ -86,6 +86,12 @@ def main() -> None:
                 packages[f"{name} {algorithm}"] = pairs[0].cold.packages
     machine = {"processor": processor(), "cores": CORES, "python": platform.python_version()}
     print(json.dumps({"machine": machine, "packages": packages, "results": results}))
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def measure(job: Mapping, options: argparse.Namespace) -> tuple[dict[str, list[Pair]], dict]:
