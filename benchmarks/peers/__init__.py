@@ -1,0 +1,1 @@
+"""A step against the peers', each in an environment of its own."""
