@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from rljax.sharding import column_shards, row_shards, split_rows, spread_rows
+from rljax.sharding import column_shards, split_rows, spread_rows
 
 TILE = 8  # columns: a width of fewer would be filled up to them
-
 
 MapRows = Callable[..., Array]  # ``map_rows``, perhaps with keywords bound
 
@@ -41,42 +40,24 @@ def widths(columns: int, buckets: int) -> tuple[int, ...]:
     return tuple(sorted({min(width, columns) for width in steps}))
 
 
-def count_lots(items: int, parts: int, buckets: int) -> int:
-    """Into how many lots so many ``items``, one or more rows each, are split.
-
-    At least ``parts``, which divide them; as many as there are ``buckets``, or if the items of a
-    shard do not divide by that, the most below that they do.
-
-    >>> count_lots(64, 1, 4), count_lots(64, 8, 4), count_lots(6, 1, 4), count_lots(13, 1, 4)
-    (4, 8, 3, 1)
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    each = items // (1 if mesh.empty else row_shards(mesh)) // parts
-    more = (times for times in range(1, each + 1) if each % times == 0)
-    return parts * max((times for times in more if parts * times <= buckets), default=1)
-
-
 def make_lots(
     rows: PyTree, mask: Bool[Array, "B T"], *, parts: int, buckets: int, together: int = 1
 ) -> Lots:
-    """Splits arrays of rows, [B, T] and [B], by how many columns the tokens of ``mask`` take.
-
-    ``parts`` is the least number of lots, and ``together`` adjacent rows go into the same.
-    """
+    """Splits arrays of rows, [B, T] and [B], into ``parts`` lots by how many columns the tokens of
+    ``mask`` take; ``together`` adjacent rows stay so."""
     size, columns = mask.shape
     if buckets == 1:
         nowhere = jnp.zeros(size, jnp.int32)
         return Lots(split_rows(rows, parts), nowhere[:parts], jnp.arange(size), nowhere)
-    lots = count_lots(size // together, parts, buckets)
     first = jnp.argmax(mask, axis=1)
     taken = jnp.max(jnp.where(mask, jnp.arange(1, columns + 1), 0), axis=1) - first
     longest = taken.reshape(-1, together).max(axis=1)
     order = joined(jnp.argsort(-longest), together)
     first = first[order]
     moved = _taken_from(rows, order, first, columns)
-    longest = taken[order].reshape(lots, -1).max(axis=1)
+    longest = taken[order].reshape(parts, -1).max(axis=1)
     width = jnp.searchsorted(jnp.asarray(widths(columns, buckets)), longest)
-    return Lots(split_rows(moved, lots), width, order, first)
+    return Lots(split_rows(moved, parts), width, order, first)
 
 
 def at_width(
@@ -99,8 +80,8 @@ def map_rows(
     parts: int = 1,
     buckets: int = 1,
 ) -> Array:
-    """``f(tokens, mask)``, [B, T] or [B], computed in lots of the rows, at least so many as
-    ``parts``. Columns that were not computed are 0."""
+    """``f(tokens, mask)``, [B, T] or [B], computed in ``parts`` lots of the rows. Columns that were
+    not computed are 0."""
     columns = mask.shape[1]
     if parts == buckets == 1:
         return f(tokens, mask)

@@ -70,9 +70,9 @@ def make_update(
     Token weights are made over the whole minibatch, so that the number of micro-batches bounds
     memory and changes nothing else.
 
-    With ``buckets`` the rows of a minibatch are sorted by length, split into at least as many
-    micro-batches if they divide so, and each of these computed at the narrowest of as many widths
-    that holds it (``rljax.train.buckets``). Only the order of summation changes.
+    With ``buckets`` the rows of a minibatch are sorted by length, so that a micro-batch has rows of
+    like length, and is computed at the narrowest of as many widths as holds them
+    (``rljax.train.buckets``). Only the order of summation changes.
 
     Where a loss, a gradient or what it is made of is not finite, or beyond the ``limits``, the
     parameters and the optimizer's state stay as they are, and metrics are means over the updates

@@ -11,12 +11,14 @@ from builders import few
 from gradients import recorder
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType
 from recipes import RECIPES, experience_of, make
+from tiny import begin_training, tiny_build
 
+from benchmarks.padding import experience
 from rljax.losses import token_weights
+from rljax.sharding import make_mesh
 from rljax.train import init_state, make_update
-from rljax.train.buckets import count_lots, make_lots, map_rows, widths
+from rljax.train.buckets import make_lots, map_rows, widths
 from rljax.types import Experience, Outputs
 
 # Rows of 24 columns by the columns of their first and last token; the third has none.
@@ -33,7 +35,7 @@ def mask_of(spans):
 def test_lots_by_hand():
     mask = mask_of(SPANS)
     numbered = 100 * jnp.arange(6)[:, None] + jnp.arange(24)
-    lots = make_lots((numbered, jnp.arange(6)), mask, parts=1, buckets=3)
+    lots = make_lots((numbered, jnp.arange(6)), mask, parts=3, buckets=3)
     assert lots.order.tolist() == [5, 0, 3, 1, 4, 2]  # of 24, 19, 8, 5, 1 and 0 columns
     assert lots.first.tolist() == [0, 2, 3, 0, 5, 0]
     assert [widths(24, 3)[index] for index in lots.width] == [24, 8, 8]
@@ -50,22 +52,8 @@ def test_with_one_bucket_rows_stay_where_they_are():
     assert (lots.order.tolist(), lots.first.tolist()) == ([*range(6)], [0] * 6)
 
 
-@pytest.mark.parametrize(
-    ("items", "parts", "buckets", "lots"),
-    [(64, 1, 4, 4), (64, 8, 4, 8), (64, 2, 5, 4), (6, 1, 4, 3), (13, 1, 4, 1), (4, 4, 8, 4)],
-)
-def test_as_many_lots_as_divide(items, parts, buckets, lots):
-    assert count_lots(items, parts, buckets) == lots
-
-
-def test_every_device_has_rows_of_every_lot_and_columns_of_every_width():
-    mesh = jax.make_mesh(
-        (4, 1, 1, 2, 1),
-        ("data", "fsdp", "expert", "sequence", "tensor"),
-        axis_types=(AxisType.Auto,) * 5,
-    )
-    with jax.set_mesh(mesh):
-        assert count_lots(64, 1, 32) == 16
+def test_widths_divide_over_the_sequence_axis():
+    with jax.set_mesh(make_mesh(jax.devices(), data=4, sequence=2)):
         assert widths(80, 4) == (32, 48, 64, 80)
         assert widths(6, 2) == (6,)
 
@@ -175,7 +163,13 @@ def test_what_is_not_finite_is_of_the_same_row_and_column(counts):
 
 @pytest.mark.parametrize(
     ("counts", "columns"),
-    [({}, 8 * 24), ({"buckets": 3}, 2 * 24 + 2 * 16 + 4 * 8), ({"microbatches": 4}, 8 * 24)],
+    [
+        ({}, 8 * 24),
+        ({"microbatches": 4}, 8 * 24),
+        ({"microbatches": 4, "buckets": 3}, 2 * 24 + 2 * 16 + 4 * 8),
+        ({"microbatches": 2, "buckets": 3}, 4 * 24 + 4 * 8),
+        ({"buckets": 3}, 8 * 24),
+    ],
 )
 def test_columns_beyond_a_lots_longest_row_are_not_computed(counts, columns):
     lengths = [3, 17, 9, 24, 1, 5, 16, 8]
@@ -192,3 +186,34 @@ def test_columns_beyond_a_lots_longest_row_are_not_computed(counts, columns):
     experience = Experience(tokens=mask.astype(jnp.int32), mask=mask, action_mask=mask)
     _, metrics, _ = jax.jit(update)(state, experience, jax.random.key(1))
     assert int(metrics["columns"]) == columns
+
+
+def updated(*settings, devices=1):
+    """The parameters after an update of the embedded task on responses of many lengths."""
+    built = tiny_build("sampling.max_tokens=24", *settings, devices=devices)
+    state, _ = begin_training(built)
+    rows = experience(built, state, mean=8, spread="geometric")
+    with jax.set_mesh(built.mesh):
+        after, metrics, _ = jax.jit(built.train.train_step.update)(state, rows, jax.random.key(1))
+    return jax.device_get((after.params, metrics))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return updated()
+
+
+@pytest.mark.parametrize(
+    "sizes", ["data: 1", "data: 2, fsdp: 2, tensor: 2", "fsdp: 2, sequence: 2, tensor: 2"]
+)
+def test_a_networks_update_in_buckets_on_eight_devices_equals_that_on_one(whole, sizes):
+    buckets = ("update.microbatches=2", "update.buckets=3")
+    devices = 1 if sizes == "data: 1" else 8
+    params, metrics = updated(*buckets, f"mesh={{{sizes}}}", devices=devices)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.abs(y).max()),
+        params,
+        whole[0],
+    )
+    for name in ("policy/loss", "value/loss", "policy/grad_norm", "value/grad_norm"):
+        np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-4)

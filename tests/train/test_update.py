@@ -306,7 +306,7 @@ def test_rows_that_do_divide_pass_and_a_step_of_others_is_refused():
         learn(both, minibatches=3)
 
 
-@pytest.mark.parametrize("name", ["epochs", "minibatches", "microbatches"])
+@pytest.mark.parametrize("name", ["epochs", "minibatches", "microbatches", "buckets"])
 def test_a_count_of_zero_is_refused(name):
     with pytest.raises(UserError, match="must be at least 1"):
         learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}, **{name: 0})
