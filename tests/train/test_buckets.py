@@ -109,13 +109,16 @@ KEPT_AS_TRAINED = {"policy": recorder(4)}
 
 
 def sparse(experience: Experience) -> Experience:
-    """With other tokens, prompts of other lengths, and the half of the budget unused by many."""
+    """With other tokens, prompts of other lengths, half of the budget unused by many, and, if there
+    are advantages, some for every token."""
     rows, columns = experience.tokens.shape
     at = jnp.arange(columns)
+    numbers = jnp.arange(rows * columns).reshape(rows, columns)
     starts = at >= (jnp.arange(rows) // 2 % 3)[:, None]
     ends = at < 3 + (5 * jnp.arange(rows)[:, None] % 10)
     return experience.replace(
-        tokens=jnp.arange(rows * columns).reshape(rows, columns) % 13,
+        tokens=numbers % 13,
+        advantages=None if experience.advantages is None else jnp.sin(2.0 * numbers),
         mask=experience.mask & starts & ends,
         action_mask=experience.action_mask & starts & ends,
     )
