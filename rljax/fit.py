@@ -26,9 +26,9 @@ from rljax.train import make_update
 AUTO = "auto"
 CLEARLY = 0.5  # of a device's memory: what a step may take by count alone
 ROOM = 0.9  # and what it may take as it is compiled
-SCORES = 2  # copies of a layer's attention scores that exist at once, of its logits, and of
-LOGITS = 3  # what its matrix products read and write
-LAYERS = 2
+# Copies that exist at once: of a layer's attention scores, of the logits, and of what the matrix
+# products of a layer read and write.
+SCORES, LOGITS, PRODUCTS = 2, 3, 2
 
 
 def fitted(config: Config, folder: Path, report: Callable[[str], None]) -> Config:
@@ -73,13 +73,14 @@ def fewest(config: Config, folder: Path, built: Build, memory: int) -> tuple[int
       built: with any number of them.
     """
     load, state = load_of(built, config), footprint(built, built.mesh).least
-    tried = ""
+    devices, tried = list(built.mesh.devices.flat), ""
     for number in choices(config, built):
         counted = state + activations(load, built.mesh, number)
         if counted <= CLEARLY * memory:
             return number, f"by count {_of(counted, memory)}"
         if counted <= ROOM * memory:
-            taken = compiled_bytes(build(with_microbatches(config, number), folder))
+            other = build(with_microbatches(config, number), folder, devices)
+            taken = compiled_bytes(other)
             tried = f"as compiled {_of(taken, memory)}"
             if taken <= ROOM * memory:
                 return number, tried
@@ -115,11 +116,11 @@ def activations(load: Load, mesh: Mesh, microbatches: int) -> float:
 
 def _of_network(c: DecoderConfig, rows: float, columns: float, keys: int, mesh: Mesh) -> float:
     tokens, item = rows * columns, 2 if c.dtype == "bfloat16" else 4
-    layer = LAYERS * activation_bytes(c, tokens) / c.layers
+    layer = PRODUCTS * activation_bytes(c, tokens) / c.layers
     if c.attention == "plain" or mesh.devices.flat[0].platform == "cpu":  # no kernel of its own
         layer += SCORES * rows * c.heads * columns * keys * 4
     logits = LOGITS * tokens * min(c.vocab_size, c.vocab_at_once) * 4
-    kept = {"none": layer, "dots": layer / LAYERS, "full": tokens * c.width * item, "offload": 0}
+    kept = {"none": layer, "dots": layer / PRODUCTS, "full": tokens * c.width * item, "offload": 0}
     within = (layer + logits) / mesh.shape["tensor"]
     return within + c.layers * kept[c.remat]
 
