@@ -58,6 +58,7 @@ from rljax.train import (
     make_update,
     without_yardsticks,
 )
+from rljax.train.buckets import MapRows, map_rows
 from rljax.train.collect import Judged, ScoreRollout
 from rljax.train.guard import Limits
 from rljax.train.update import check_rows
@@ -110,7 +111,7 @@ class Parts(NamedTuple):
     networks: Networks
     tables: Tables
     sample: Callable[..., Rollout] | None
-    score: Callable[..., ScoreRollout] | None  # of how many parts the rows are read in
+    score: Callable[..., ScoreRollout] | None  # (over_rows=...): in which parts rows are read
     foreign: Foreign | None  # the tokens of a reward model that has its own
     between: Callable[[PromptTable], Between]
 
@@ -155,7 +156,11 @@ def build(
             raise UserError("data.reference_ahead: the algorithm compares nothing with a reference")
         if networks.roles["reference"].offloaded:
             raise UserError("models.reference.offload: with data.reference_ahead none is kept")
-        networks, ahead = split_ahead(networks, _update_settings(config)["microbatches"])
+        update = _update_settings(config)
+        networks, ahead = split_ahead(
+            networks,
+            functools.partial(map_rows, parts=update["microbatches"], buckets=update["buckets"]),
+        )
 
     sample = score = None
     python_rewards = {}
@@ -269,12 +274,13 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
 
     draw = make_draw(roles, sample, yardstick=algorithm.needs_greedy)
     # The networks read the rollout in the parts of the update, if memory asks for these.
-    in_parts = 1
+    parts_read = 1
     if update["microbatches"] > 1:
         drawn = config.data.prompts_per_step * (group_size + algorithm.needs_greedy)
-        in_parts = math.gcd(
+        parts_read = math.gcd(
             update["minibatches"] * update["microbatches"], drawn // row_shards(parts.mesh)
         )
+    over_rows = functools.partial(map_rows, parts=parts_read, buckets=update["buckets"])
     if algorithm.refill_rounds > 1:
         if host_asked:
             raise UserError(
@@ -284,7 +290,7 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
             )
         draw = make_refilled_draw(
             draw,
-            parts.score(parts=in_parts),
+            parts.score(over_rows=over_rows),
             rounds=algorithm.refill_rounds,
             truncated=algorithm.learns_truncated,
         )
@@ -295,11 +301,11 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
         )
     appraise = make_appraise(
         roles,
-        _judge(parts, temperature, in_parts),
+        _judge(parts, temperature, over_rows),
         algorithm.estimate,
         temperature=temperature,
         correction=correction,
-        parts=in_parts,
+        over_rows=over_rows,
     )
     if algorithm.needs_greedy:
         appraise = without_yardsticks(appraise, group_size)
@@ -354,6 +360,7 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
         optimizers,
         needs_reference="reference" in networks.roles,
         microbatches=update["microbatches"],
+        buckets=update["buckets"],
         limits=Limits(max_grad_norm=config.guard.max_grad_norm),
     )
     if data.buckets > 1 and (data.packing or parts.tables.weights is not None):
@@ -382,15 +389,15 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
 
 
 def _judge(
-    parts: Parts, temperature: float, in_parts: int = 1
+    parts: Parts, temperature: float, over_rows: MapRows = map_rows
 ) -> Callable[[TrainState, Rollout], Judged]:
     return make_judge(
         parts.networks.roles,
-        parts.score(parts=in_parts),
+        parts.score(over_rows=over_rows),
         parts.shaper,
         temperature=temperature,
         yardstick=parts.algorithm.needs_greedy,
-        parts=in_parts,
+        over_rows=over_rows,
     )
 
 

@@ -24,6 +24,7 @@ from rljax.config import Config, load_config, resolved
 from rljax.config_file import builtin_config, builtin_configs
 from rljax.describe import describe
 from rljax.errors import UserError
+from rljax.fit import fitted
 from rljax.folder import locked, open_folder, removed_if_refused, run_folder, steps_kept
 from rljax.fork import find_origin, find_run, fork_together
 from rljax.host.agree import is_writer, meet
@@ -109,6 +110,7 @@ def config_and_overrides(settings: list[str], run: Path | None = None) -> tuple[
 def dry_run(config: Config, config_path: Path) -> int:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
     check_listening(config)
+    config = fitted(config, config_path.parent, report=say)
     built = build(config, config_path.parent)
     check_weights(built)
     check_step(built)
@@ -145,6 +147,11 @@ def run(
     with Signals(config.time_limit, leave) as signals:
         try:
             check_listening(config)
+            config = fitted(
+                config,
+                config_path.parent,
+                report=lambda line: terminal.say("update", line, text=line),
+            )
             built = build(
                 config,
                 config_path.parent,

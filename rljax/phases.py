@@ -1,5 +1,6 @@
 """Stretches of training: the step of each, how its state begins, and its batches."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from rljax.train import (
     make_update,
     with_reference,
 )
+from rljax.train.buckets import MapRows, map_rows
 from rljax.train.forward import Forward
 from rljax.train.given import Measure
 from rljax.train.guard import NO_LIMITS, Limits
@@ -67,6 +69,7 @@ def learning_from_given(
     *,
     needs_reference: bool,
     microbatches: int = 1,
+    buckets: int = 1,
     limits: Limits = NO_LIMITS,
 ) -> Learning:
     """The step over given rows, and how their loss is measured without a step.
@@ -79,7 +82,7 @@ def learning_from_given(
         roles,
         needs_reference=needs_reference,
         baseline=algorithm.baseline,
-        microbatches=microbatches,
+        over_rows=functools.partial(map_rows, parts=microbatches, buckets=buckets),
     )
     update = make_update(
         forward,
@@ -90,6 +93,7 @@ def learning_from_given(
         rows_per_item(algorithm),
         limits,
         microbatches=microbatches,
+        buckets=buckets,
     )
     by_tokens = algorithm.learns_from == "demonstrations"
     return Learning(
@@ -138,9 +142,9 @@ def make_begin(
     return begin
 
 
-def split_ahead(networks: Networks, microbatches: int) -> tuple[Networks, Ahead]:
-    """The networks without the reference, and what computes its log-probs before training, the rows
-    of a batch in as many parts as there are ``microbatches``."""
+def split_ahead(networks: Networks, over_rows: MapRows) -> tuple[Networks, Ahead]:
+    """The networks without the reference, and what computes its log-probs before training, of a
+    batch's rows in parts as ``over_rows`` has them."""
     role = networks.roles["reference"]
     (name,) = role.trees
     tree = networks.trees[name]
@@ -150,7 +154,7 @@ def split_ahead(networks: Networks, microbatches: int) -> tuple[Networks, Ahead]
         return {name: jax.tree.map(lambda x: x.astype(tree.dtype), made)}
 
     def logprobs(trees: Trees, batch: Experience) -> tuple[Array, Array | None]:
-        batch = with_reference(role, trees, batch, microbatches)
+        batch = with_reference(role, trees, batch, over_rows)
         other = batch.mismatched
         return batch.ref_logprobs, None if other is None else other.ref_logprobs
 

@@ -90,7 +90,10 @@ class Planner:
     """Plans of one config on one kind of chip."""
 
     def __init__(self, config: Config, folder: Path, chip: Chip):
-        self._config, self._folder, self._chip = config, folder, chip
+        # Of the widths of the update the whole takes the most memory and time.
+        widest = config.update | {"buckets": 1}
+        self._config = config.model_copy(update={"update": widest})
+        self._folder, self._chip = folder, chip
 
     @functools.cached_property
     def _built(self) -> Build:

@@ -6,7 +6,7 @@ the mesh does not divide stays whole on every device.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -232,14 +232,6 @@ def split_rows(tree: PyTree, parts: int) -> PyTree:
     """Every array [B, ...] as [parts, B / parts, ...], the rows of each part spread as rows are."""
     split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), spread_rows(tree))
     return spread_rows(split, axis=1)
-
-
-def map_rows(f: Callable[[PyTree], PyTree], tree: PyTree, parts: int) -> PyTree:
-    """``f`` of arrays of rows [B, ...], computed in ``parts`` of the rows, one after the other."""
-    if parts == 1:
-        return f(tree)
-    out = jax.lax.map(f, split_rows(tree, parts))
-    return spread_rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out))
 
 
 def column_shards() -> int:

@@ -21,6 +21,7 @@ HARMLESS = [
     "checkpoint.keep=9",
     "time_limit=1h",
     "update.microbatches=2",
+    "update.buckets=4",
     "models.policy.remat=dots",
     "data.eval=other.jsonl",
     "metrics.tensorboard=true",

@@ -349,7 +349,7 @@ def test_a_source_with_settings_takes_the_place_of_the_one_below(tmp_path):
 def test_resolved_writes_out_every_default():
     tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
     assert tree["mesh"] == {"data": -1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}
-    assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1}
+    assert tree["update"] == {"epochs": 3, "minibatches": 1, "microbatches": 1, "buckets": 1}
     assert tree["evaluation"] == {
         "prompts": 256, "prompts_at_once": None, "every_steps": 0, "samples_per_prompt": 1,
         "sampling": {}, "samples": None, "best": None, "best_is": None, "patience": None,

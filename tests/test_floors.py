@@ -23,8 +23,8 @@ FLOORS = [
     {"build"},
     {"checks"},
     {"planning"},
-    {"ahead", "analyze", "describe", "doctor", "evaluator", "export", "folder", "listening"}
-    | {"scoring", "starts"},
+    {"ahead", "analyze", "describe", "doctor", "evaluator", "export", "fit", "folder"}
+    | {"listening", "scoring", "starts"},
     {"finish", "fork", "policies"},
     {"run"},
     {"launch"},

@@ -4,7 +4,13 @@ from rljax.planning.footprint import Footprint, footprint
 from rljax.planning.report import Plan, as_json, plan_lines, ranking_lines
 from rljax.planning.roofline import Load, least_sent, load_of, parameter_counts, phases
 from rljax.planning.search import abstract_mesh, candidates, estimate
-from rljax.planning.topology import Compiled, compile_step, devices_of, use_simulated_devices
+from rljax.planning.topology import (
+    Compiled,
+    compile_step,
+    devices_of,
+    lower_step,
+    use_simulated_devices,
+)
 
 __all__ = [
     "Compiled",
@@ -20,6 +26,7 @@ __all__ = [
     "footprint",
     "least_sent",
     "load_of",
+    "lower_step",
     "parameter_counts",
     "phases",
     "plan_lines",

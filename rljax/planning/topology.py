@@ -91,28 +91,33 @@ def _tpus(chip: Chip, shape: str, slices: int) -> list:
 
 def compile_step(built: Build) -> Compiled:
     """Compiles the step of training for the mesh of a build, from shapes alone."""
+    start = time.perf_counter()
+    with _without_cache():
+        tokens = built.sample.keywords["max_tokens"] if built.sample else 0
+        platform = built.mesh.devices.flat[0].platform
+        parts = [_compile(one, platform, tokens) for one in lower_step(built)]
+    together = parts[0] if len(parts) == 1 else _together(*parts)
+    return together._replace(seconds=time.perf_counter() - start)
+
+
+def lower_step(built: Build) -> list[jax.stages.Lowered]:
+    """The step of training, or its two halves where the host has a part between them, as the loop
+    has them compiled; from shapes alone."""
     phase, mesh = built.train, built.mesh
     state, places = laid_out(built, phase)
     rows = row_sharding(mesh)
     batch = jax.tree.map(lambda x: _struct(x, rows), first_batch(built))
     step, finish = phase.train_step, {"donate_argnums": 0}
     finish["out_shardings"] = (places, replicated(mesh), None)
-    start = time.perf_counter()
-    with jax.set_mesh(mesh), _without_cache():
-        if phase.between.columns:  # as the loop does: the host has a part between the halves
-            drawn = jax.eval_shape(step.draw_step, state, batch)
-            drawn = phase.between.abstract(drawn, rows)
-            lowered = [
-                jax.jit(step.draw_step, out_shardings=rows).lower(state, batch),
-                jax.jit(step.learn_with_evidence, **finish).lower(state, drawn),
-            ]
-        else:
-            lowered = [jax.jit(step.with_evidence, **finish).lower(state, batch)]
-        tokens = built.sample.keywords["max_tokens"] if built.sample else 0
-        platform = mesh.devices.flat[0].platform
-        parts = [_compile(one, platform, tokens) for one in lowered]
-    together = parts[0] if len(parts) == 1 else _together(*parts)
-    return together._replace(seconds=time.perf_counter() - start)
+    with jax.set_mesh(mesh):
+        if not phase.between.columns:
+            return [jax.jit(step.with_evidence, **finish).lower(state, batch)]
+        drawn = jax.eval_shape(step.draw_step, state, batch)
+        drawn = phase.between.abstract(drawn, rows)
+        return [
+            jax.jit(step.draw_step, out_shardings=rows).lower(state, batch),
+            jax.jit(step.learn_with_evidence, **finish).lower(state, drawn),
+        ]
 
 
 def _struct(x, sharding) -> jax.ShapeDtypeStruct:

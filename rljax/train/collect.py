@@ -4,6 +4,7 @@ Between the two the host may add columns to the rollout, where something must be
 be compiled.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from rljax.advantages import learned_tokens
 from rljax.grouped import group_count
 from rljax.logprobs import sequence_scores, token_logprobs, token_values
 from rljax.losses import Correction, explained_variance
-from rljax.sharding import map_rows, spread_rows
+from rljax.sharding import spread_rows
+from rljax.train.buckets import MapRows, map_rows
 from rljax.train.guard import examine_rollout
 from rljax.trees import by_path, role_params
 from rljax.types import (
@@ -84,16 +86,18 @@ def make_draw(roles: Mapping[str, Role], sample: Sample, *, yardstick: bool = Fa
     return draw
 
 
-def make_score(roles: Mapping[str, Role], score: Score, *, parts: int = 1) -> ScoreRollout:
+def make_score(
+    roles: Mapping[str, Role], score: Score, *, over_rows: MapRows = map_rows
+) -> ScoreRollout:
     """(state, rollout) -> what the task says of it.
 
     The reward model, if there is one, reads the rollout's own tokens, unless the host has put its
-    tokens into the extras. It reads the rows in so many ``parts``.
+    tokens into the extras. ``over_rows`` says in which parts it reads them.
     """
 
     def score_rollout(state: TrainState, rollout: Rollout) -> Scored:
         if "reward" in roles:
-            scores = _reward_scores(roles["reward"], state, rollout, parts)
+            scores = _reward_scores(roles["reward"], state, rollout, over_rows)
             rollout = rollout.replace(reward_model=scores)
         scored = score(rollout)
         if REWARD_CROPPED in rollout.extras:
@@ -110,18 +114,18 @@ def make_judge(
     *,
     temperature: float,
     yardstick: bool = False,
-    parts: int = 1,
+    over_rows: MapRows = map_rows,
 ) -> Callable[[TrainState, Rollout], Judged]:
     """Scores and shapes rollouts.
 
-    The reference is asked, at the temperature of the sampling and in so many ``parts`` of the rows,
-    only if a shaping stage needs it.
+    The reference is asked, at the temperature of the sampling and in parts as ``over_rows`` has
+    them, only if a shaping stage needs it.
     With a ``yardstick`` in each group, a group where its reward failed is not learned from.
     """
 
     def judge(state: TrainState, rollout: Rollout) -> Judged:
         if shaping.needs_reference:
-            reference = _logprobs(roles["reference"], state, rollout, temperature, parts)
+            reference = _logprobs(roles["reference"], state, rollout, temperature, over_rows)
             rollout = rollout.replace(ref_logprobs=jnp.where(rollout.action_mask, reference, 0.0))
         scored = score(state, rollout)
         counted = scored.counted & ~rollout.greedy
@@ -140,23 +144,29 @@ def make_judge(
     return judge
 
 
-def _logprobs(role: Role, state: TrainState, rollout: Rollout, temperature: float, parts: int):
+def _logprobs(
+    role: Role, state: TrainState, rollout: Rollout, temperature: float, over_rows: MapRows
+):
     params = role_params(role, state.trees)
 
-    def of_rows(rows):
-        logprobs, _ = token_logprobs(role.model, params, *rows, temperature=temperature)
-        return logprobs
+    def of_rows(tokens, mask):
+        return token_logprobs(role.model, params, tokens, mask, temperature=temperature)[0]
 
-    return map_rows(of_rows, (rollout.tokens, rollout.mask), parts)
+    return over_rows(of_rows, rollout.tokens, rollout.mask)
 
 
-def _reward_scores(role: Role, state: TrainState, rollout: Rollout, parts: int):
+def _values(role: Role, state: TrainState, rollout: Rollout, over_rows: MapRows):
+    of_rows = functools.partial(token_values, role.model, role_params(role, state.trees))
+    return over_rows(of_rows, rollout.tokens, rollout.mask)
+
+
+def _reward_scores(role: Role, state: TrainState, rollout: Rollout, over_rows: MapRows):
     tokens, mask = rollout.tokens, rollout.mask
     if REWARD_TOKENS in rollout.extras:
         tokens = rollout.extras[REWARD_TOKENS]
         tokens, mask = jnp.maximum(tokens, 0), tokens >= 0
-    params = role_params(role, state.trees)
-    return map_rows(lambda rows: sequence_scores(role.model, params, *rows), (tokens, mask), parts)
+    of_rows = functools.partial(sequence_scores, role.model, role_params(role, state.trees))
+    return over_rows(of_rows, tokens, mask)
 
 
 def make_appraise(
@@ -166,11 +176,11 @@ def make_appraise(
     *,
     temperature: float,
     correction: Correction | None = None,
-    parts: int = 1,
+    over_rows: MapRows = map_rows,
 ) -> Appraise:
     """What there is to learn from a rollout: its values, rewards and advantages.
 
-    The networks read the rows in so many ``parts``, to bound memory.
+    The networks read the rows in parts as ``over_rows`` has them.
 
     With a ``correction``, the log-probs that the update starts from are the policy's of now, and
     each token weighs by how they differ from those it was drawn with.
@@ -178,15 +188,11 @@ def make_appraise(
 
     def appraise(state: TrainState, rollout: Rollout):
         if "value" in roles:
-            value = roles["value"]
-            params = role_params(value, state.trees)
-            rows = (rollout.tokens, rollout.mask)
-            values = map_rows(lambda rows: token_values(value.model, params, *rows), rows, parts)
-            rollout = rollout.replace(values=values)
+            rollout = rollout.replace(values=_values(roles["value"], state, rollout, over_rows))
         rollout, scored, rewards, shaping_state, metrics = judge(state, rollout)
         logprobs, importance = rollout.logprobs, None
         if correction is not None:
-            logprobs = _logprobs(roles["policy"], state, rollout, temperature, parts)
+            logprobs = _logprobs(roles["policy"], state, rollout, temperature, over_rows)
             importance, kept, corrected = correction(logprobs, rollout, rewards.counted)
             rewards = rewards.replace(counted=rewards.counted & kept)
             metrics |= corrected

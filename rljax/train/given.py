@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rljax.logprobs import token_logprobs
 from rljax.masked import masked_sum
-from rljax.sharding import map_rows, split_rows
+from rljax.sharding import split_rows
+from rljax.train.buckets import MapRows, map_rows
 from rljax.train.collect import Appraise, Appraised
 from rljax.train.forward import Forward
 from rljax.train.guard import examine_given
@@ -39,21 +40,21 @@ def make_appraise_given(
     *,
     needs_reference: bool = False,
     baseline: Baseline | None = None,
-    microbatches: int = 1,
+    over_rows: MapRows = map_rows,
 ) -> Appraise:
     """What the loss needs beside the rows: the reference's log-probs, unless the batch has them,
     and the baseline, of the policy as it is before the update.
 
-    The rows go through the networks in as many parts as there are ``microbatches``.
+    The rows go through the networks in parts as ``over_rows`` has them.
     """
 
     def appraise(state: TrainState, batch: Experience):
         if needs_reference:
-            batch = with_reference(roles["reference"], state.trees, batch, microbatches)
+            batch = with_reference(roles["reference"], state.trees, batch, over_rows)
         if baseline is None:
             return Appraised(batch, state.shaping, {}, examine_given(batch))
         rows = batch.mismatched if baseline.mismatched else batch
-        logprobs = given_logprobs(roles["policy"], state.trees, rows, microbatches)
+        logprobs = given_logprobs(roles["policy"], state.trees, rows, over_rows)
         ratios = masked_sum(logprobs - rows.ref_logprobs, rows.action_mask, axis=-1)
         value, shaping, metrics = baseline.apply(
             ratios, rows.action_mask.any(axis=-1), state.shaping
@@ -66,29 +67,28 @@ def make_appraise_given(
 
 
 def with_reference(
-    role: Role, trees: Mapping[str, Params], batch: Experience, parts: int = 1
+    role: Role, trees: Mapping[str, Params], batch: Experience, over_rows: MapRows = map_rows
 ) -> Experience:
     """The batch with the reference's log-probs where it lacks them, mismatched rows included."""
     if batch.ref_logprobs is None:
-        batch = batch.replace(ref_logprobs=given_logprobs(role, trees, batch, parts))
+        batch = batch.replace(ref_logprobs=given_logprobs(role, trees, batch, over_rows))
     if batch.mismatched is not None:
-        mismatched = with_reference(role, trees, batch.mismatched, parts)
+        mismatched = with_reference(role, trees, batch.mismatched, over_rows)
         batch = batch.replace(mismatched=mismatched)
     return batch
 
 
 def given_logprobs(
-    role: Role, trees: Mapping[str, Params], batch: Experience, parts: int = 1
+    role: Role, trees: Mapping[str, Params], batch: Experience, over_rows: MapRows = map_rows
 ) -> Float[Array, "B T"]:
-    """A role's log-probs of the tokens that the loss is over, 0 elsewhere, in ``parts`` of the
-    rows."""
+    """A role's log-probs of the tokens that the loss is over, 0 elsewhere, in parts of the rows as
+    ``over_rows`` has them."""
     params = role_params(role, trees)
 
-    def of_rows(rows):
-        logprobs, _ = token_logprobs(role.model, params, *rows)
-        return logprobs
+    def of_rows(tokens, mask):
+        return token_logprobs(role.model, params, tokens, mask)[0]
 
-    logprobs = map_rows(of_rows, (batch.tokens, batch.mask), parts)
+    logprobs = over_rows(of_rows, batch.tokens, batch.mask)
     return jnp.where(batch.action_mask, logprobs, 0.0)
 
 

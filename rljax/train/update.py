@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from rljax.errors import UserError, multiples
 from rljax.losses.aggregate import token_weights
 from rljax.sharding import split_rows
+from rljax.train.buckets import at_width, joined, make_lots
 from rljax.train.forward import Forward
 from rljax.train.guard import (
     NO_LIMITS,
@@ -61,12 +62,17 @@ def make_update(
     epochs: int = 1,
     minibatches: int = 1,
     microbatches: int = 1,
+    buckets: int = 1,
 ) -> Update:
     """One optimizer update per minibatch; its gradient is the sum over micro-batches.
 
     The rows are shuffled anew in every epoch; ``together`` adjacent ones stay so, such as pairs.
     Token weights are made over the whole minibatch, so that the number of micro-batches bounds
     memory and changes nothing else.
+
+    With ``buckets`` the rows of a minibatch are sorted by length, so that a micro-batch has rows of
+    like length, and is computed at the narrowest of as many widths as holds them
+    (``rljax.train.buckets``). Only the order of summation changes.
 
     Where a loss, a gradient or what it is made of is not finite, or beyond the ``limits``, the
     parameters and the optimizer's state stay as they are, and metrics are means over the updates
@@ -78,8 +84,8 @@ def make_update(
         rows are packed -> the weight of each token in the loss (``losses.token_weights``).
       mark: (minibatch, key) -> the tokens that the loss treats apart, if there are any.
     """
-    if min(epochs, minibatches, microbatches) < 1:
-        raise UserError("update: epochs, minibatches and microbatches must be at least 1")
+    if min(epochs, minibatches, microbatches, buckets) < 1:
+        raise UserError("update: epochs, minibatches, microbatches and buckets must be at least 1")
 
     def apply(params, opt_state, gradients):
         new_params, new_opt_state = {}, {}
@@ -105,9 +111,19 @@ def make_update(
             kl = jnp.float32(0) if limits.max_kl is None else distance(outputs, batch)
             return total, (Sums(total, kl, metrics), output_column(outputs, batch))
 
-        gradients, sums, column = _summed_gradients(
-            objective, params, split_rows(batch, microbatches)
-        )
+        lots = make_lots(batch, batch.mask, parts=microbatches, buckets=buckets, together=together)
+
+        def gradient(lot):
+            gradients, (sums, column) = at_width(
+                lambda rows: jax.grad(objective, has_aux=True)(params, rows),
+                *lot,
+                batch.mask.shape[1],
+                buckets,
+            )
+            return (gradients, sums), column
+
+        (gradients, sums), column = _summed(gradient, (lots.rows, lots.width))
+        rows, column = rows[lots.order], jnp.where(column < 0, column, column + lots.first)
         norms = {
             f"{role}/grad_norm": optax.tree.norm(gradient) for role, gradient in gradients.items()
         }
@@ -131,9 +147,7 @@ def make_update(
         check_rows(rows // together, minibatches, microbatches)
 
         def epoch(carry, epoch_key):
-            order = jax.random.permutation(epoch_key, rows // together)
-            if together > 1:
-                order = (order[:, None] * together + jnp.arange(together)).reshape(-1)
+            order = joined(jax.random.permutation(epoch_key, rows // together), together)
             shuffled = jax.tree.map(lambda x: x[order], experience)
             learn = functools.partial(minibatch_update, state.frozen, sound)
             keys = jax.random.split(jax.random.fold_in(epoch_key, 1), minibatches)
@@ -177,23 +191,17 @@ def check_rows(rows: int, minibatches: int, microbatches: int, shards: int = 1) 
         )
 
 
-def _summed_gradients(objective, params, microbatches: Experience):
-    """Gradients and ``Sums``, summed over the leading axis of ``microbatches``, and the columns of
-    all rows."""
+def _summed(f, xs):
+    """Of pairs that ``f`` makes of each of ``xs`` along their leading axis: the sum of the first
+    halves, and the second, arrays of rows, one after the other."""
+    first = jax.tree.map(lambda x: x[0], xs)
+    if jax.tree.leaves(xs)[0].shape[0] == 1:
+        return f(first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first)[0])
 
-    def gradient(batch: Experience):
-        gradients, (sums, column) = jax.grad(objective, has_aux=True)(params, batch)
-        return (gradients, sums), column
+    def add(total, x):
+        more, rows = f(x)
+        return jax.tree.map(jnp.add, total, more), rows
 
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    if microbatches.tokens.shape[0] == 1:
-        total, column = gradient(first)
-        return *total, column
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, first)[0])
-
-    def add(total, batch):
-        more, column = gradient(batch)
-        return jax.tree.map(jnp.add, total, more), column
-
-    total, columns = jax.lax.scan(add, zeros, microbatches)
-    return *total, columns.reshape(-1)
+    total, rows = jax.lax.scan(add, zeros, xs)
+    return total, rows.reshape(-1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gradients import recorder
 
 from rljax.algorithms import clip_cov, kl_cov
 from rljax.errors import UserError
@@ -17,20 +18,6 @@ from rljax.train.update import check_rows
 from rljax.types import Experience, Outputs
 
 ROWS = 8
-
-
-def recorder(updates: int) -> optax.GradientTransformation:
-    """Changes nothing, and keeps every gradient in its state, in the order of their coming."""
-
-    def init(params):
-        return jnp.int32(0), jax.tree.map(lambda x: jnp.zeros((updates, *x.shape)), params)
-
-    def update(gradient, state, params):
-        count, kept = state
-        kept = jax.tree.map(lambda old, new: old.at[count].set(new), kept, gradient)
-        return jax.tree.map(jnp.zeros_like, gradient), (count + 1, kept)
-
-    return optax.GradientTransformation(init, update)
 
 
 # A row is its own token, and a parameter is a weight for it: a gradient is the rows it came from.
@@ -319,7 +306,7 @@ def test_rows_that_do_divide_pass_and_a_step_of_others_is_refused():
         learn(both, minibatches=3)
 
 
-@pytest.mark.parametrize("name", ["epochs", "minibatches", "microbatches"])
+@pytest.mark.parametrize("name", ["epochs", "minibatches", "microbatches", "buckets"])
 def test_a_count_of_zero_is_refused(name):
     with pytest.raises(UserError, match="must be at least 1"):
         learn({"policy": optax.sgd(0.0), "value": optax.sgd(0.0)}, **{name: 0})

@@ -1,0 +1,140 @@
+"""``update.microbatches: auto``: the fewest micro-batches with which a step fits into memory.
+
+What the step holds is counted from its shapes; only where that is not clearly little is the step
+compiled, and the compiler's own figure decides. The run's config then has the number.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import yaml
+from jax.sharding import Mesh
+
+from rljax import resolve
+from rljax.build import Build, build
+from rljax.config import Config
+from rljax.errors import UserError
+from rljax.host.agree import largest
+from rljax.models import DecoderConfig
+from rljax.planning import Load, footprint, load_of, lower_step
+from rljax.planning.roofline import activation_bytes
+from rljax.sharding import row_shards
+from rljax.train import make_update
+
+AUTO = "auto"
+CLEARLY = 0.5  # of a device's memory: what a step may take by count alone
+ROOM = 0.9  # and what it may take as it is compiled
+# Copies that exist at once: of a layer's attention scores, of the logits, and of what the matrix
+# products of a layer read and write.
+SCORES, LOGITS, PRODUCTS = 2, 3, 2
+
+
+def fitted(config: Config, folder: Path, report: Callable[[str], None]) -> Config:
+    """The config with a number of micro-batches in place of ``auto``.
+
+    A run that goes on has the number that it was begun with. A number is no less than
+    ``update.buckets``, if the rows divide so. What decided is told to ``report``.
+
+    Raises ``UserError`` if one row of each device at a time takes more than its memory.
+    """
+    if config.update.get("microbatches") != AUTO:
+        return config
+    begun = Path(config.run_dir or "", "config.yaml")
+    if config.run_dir and begun.is_file():
+        saved = yaml.safe_load(begun.read_text(encoding="utf-8"))
+        return with_microbatches(config, saved["update"]["microbatches"])
+    built = build(with_microbatches(config, 1), folder)
+    memory = device_memory(built.mesh)
+    found, words = fewest(config, folder, built, memory)
+    found = largest(found)
+    report(f"update.microbatches={found}: {words}")
+    return with_microbatches(config, found)
+
+
+def with_microbatches(config: Config, number: int) -> Config:
+    return config.model_copy(update={"update": config.update | {"microbatches": number}})
+
+
+def device_memory(mesh: Mesh) -> int:
+    """Bytes that a program may use on one device; simulated ones share the machine's."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def fewest(config: Config, folder: Path, built: Build, memory: int) -> tuple[int, str]:
+    """The fewest micro-batches that fit into the ``memory`` of a device, and why, in words.
+
+    Args:
+      built: with any number of them.
+    """
+    load, state = load_of(built, config), footprint(built, built.mesh).least
+    devices, tried = list(built.mesh.devices.flat), ""
+    for number in choices(config, built):
+        counted = state + activations(load, built.mesh, number)
+        if counted <= CLEARLY * memory:
+            return number, f"by count {_of(counted, memory)}"
+        if counted <= ROOM * memory:
+            other = build(with_microbatches(config, number), folder, devices)
+            taken = compiled_bytes(other)
+            tried = f"as compiled {_of(taken, memory)}"
+            if taken <= ROOM * memory:
+                return number, tried
+        else:
+            tried = f"by count {_of(counted, memory)}"
+    raise UserError(
+        f"update.microbatches=auto: with the most, {number}, a device needs {tried}; "
+        "see docs/planning.md for what takes less"
+    )
+
+
+def choices(config: Config, built: Build) -> list[int]:
+    """The numbers of micro-batches that the rows of a minibatch divide into, from as many as there
+    are buckets on."""
+    update = resolve.defaults(make_update) | config.update
+    if built.algorithm.learns_from == "prompts":
+        rows = config.data.prompts_per_step * built.sample.keywords["group_size"]
+    else:
+        rows = config.data.batch_size
+    each = rows // update["minibatches"] // row_shards(built.mesh)
+    divisors = [number for number in range(1, each + 1) if each % number == 0]
+    return [number for number in divisors if number >= min(update["buckets"], each)]
+
+
+def activations(load: Load, mesh: Mesh, microbatches: int) -> float:
+    """Bytes of a device that a micro-batch's forward and backward pass takes, roughly."""
+    parts = load.minibatches // load.passes * microbatches * row_shards(mesh)
+    rows, columns = load.rows / parts, load.columns / mesh.shape["sequence"]
+    return max(
+        _of_network(decoder, rows, columns, load.columns, mesh) for decoder in load.trained.values()
+    )
+
+
+def _of_network(c: DecoderConfig, rows: float, columns: float, keys: int, mesh: Mesh) -> float:
+    tokens, item = rows * columns, 2 if c.dtype == "bfloat16" else 4
+    layer = PRODUCTS * activation_bytes(c, tokens) / c.layers
+    if c.attention == "plain" or mesh.devices.flat[0].platform == "cpu":  # no kernel of its own
+        layer += SCORES * rows * c.heads * columns * keys * 4
+    logits = LOGITS * tokens * min(c.vocab_size, c.vocab_at_once) * 4
+    kept = {"none": layer, "dots": layer / PRODUCTS, "full": tokens * c.width * item, "offload": 0}
+    within = (layer + logits) / mesh.shape["tensor"]
+    return within + c.layers * kept[c.remat]
+
+
+def compiled_bytes(built: Build) -> int:
+    """What a device holds while the compiled step runs, at the most."""
+
+    def taken(lowered: jax.stages.Lowered) -> int:
+        found = lowered.compile().memory_analysis()
+        new = found.output_size_in_bytes - found.alias_size_in_bytes
+        return found.argument_size_in_bytes + found.temp_size_in_bytes + new
+
+    return max(map(taken, lower_step(built)))
+
+
+def _of(taken: float, memory: int) -> str:
+    return f"{taken / 2**30:.2f} GiB of {memory / 2**30:.2f}"
