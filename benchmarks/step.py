@@ -23,7 +23,7 @@ from rljax import resolve
 from rljax.build import Build, build
 from rljax.config import load_config
 from rljax.errors import UserError
-from rljax.host.loop import CompiledStep
+from rljax.host.compiled_step import CompiledStep
 from rljax.launch import config_and_overrides
 from rljax.train import make_update, place, state_shardings
 from rljax.types import Params

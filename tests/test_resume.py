@@ -94,7 +94,7 @@ def test_another_model_is_refused_whatever_is_allowed(run, capsys):
     error = said(
         capsys, *RUN, f"run_dir={run}", "models.policy.mlp_width=48", "--allow-config-change"
     )
-    assert "another model, tokenizer or optimizer state" in error
+    assert "another model, tokenizer, optimizer state or staleness" in error
     assert error.count("\n") == 1
 
 

@@ -21,11 +21,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from rljax.build import Build
 from rljax.checks import first_batch, laid_out
 from rljax.errors import UserError
+from rljax.host.compiled_step import lower_step
 from rljax.planning.buffers import Buffer, peaks, schedule, temporaries
 from rljax.planning.chips import Chip, slices_of
 from rljax.planning.collectives import Collective, collectives
 from rljax.planning.programs import Program, scope_in
-from rljax.sharding import replicated, row_sharding
+from rljax.sharding import row_sharding
 
 SIMULATED = 4096  # devices, at most
 SCOPES = ("sample", "score", "update")  # of the train step
@@ -95,24 +96,23 @@ def compile_step(built: Build) -> Compiled:
     state, places = laid_out(built, phase)
     rows = row_sharding(mesh)
     batch = jax.tree.map(lambda x: _struct(x, rows), first_batch(built))
-    step, finish = phase.train_step, {"donate_argnums": 0}
-    finish["out_shardings"] = (places, replicated(mesh), None)
     start = time.perf_counter()
     with jax.set_mesh(mesh), _without_cache():
-        if phase.between.columns:  # as the loop does: the host has a part between the halves
-            drawn = jax.eval_shape(step.draw_step, state, batch)
-            drawn = phase.between.abstract(drawn, rows)
-            lowered = [
-                jax.jit(step.draw_step, out_shardings=rows).lower(state, batch),
-                jax.jit(step.learn_with_evidence, **finish).lower(state, drawn),
-            ]
-        else:
-            lowered = [jax.jit(step.with_evidence, **finish).lower(state, batch)]
+        lowered = lower_step(
+            phase.train_step,
+            state,
+            batch,
+            shardings=places,
+            mesh=mesh,
+            between=phase.between,
+            parts=phase.parts,
+        )
         tokens = built.sample.keywords["max_tokens"] if built.sample else 0
         platform = mesh.devices.flat[0].platform
-        parts = [_compile(one, platform, tokens) for one in lowered]
-    together = parts[0] if len(parts) == 1 else _together(*parts)
-    return together._replace(seconds=time.perf_counter() - start)
+        learn = _compile(lowered.learn, platform, tokens)
+        if lowered.draw is not None:  # the host has a part between the halves
+            learn = _together(_compile(lowered.draw, platform, tokens), learn, phase.parts)
+    return learn._replace(seconds=time.perf_counter() - start)
 
 
 def _struct(x, sharding) -> jax.ShapeDtypeStruct:
@@ -187,12 +187,12 @@ def _filled(scopes: list[str | None]) -> list[str]:
     return filled
 
 
-def _together(draw: Compiled, learn: Compiled) -> Compiled:
-    """Of the two programs of a step that the host has a part in."""
+def _together(draw: Compiled, learn: Compiled, draws: int) -> Compiled:
+    """Of the two programs of a step that the host has a part in, the first run so many times."""
     return Compiled(
         seconds=0.0,
         collectives={
-            phase: draw.collectives.get(phase, []) + learn.collectives.get(phase, [])
+            phase: draws * draw.collectives.get(phase, []) + learn.collectives.get(phase, [])
             for phase in PHASES
         },
         held=max(draw.held, learn.held),

@@ -42,6 +42,7 @@ def sample(
     temperature: float = 1.0,
     greedy: bool | Bool[Array, "*rows"] = False,
     filter: Callable[[Array], Array] = lambda logits: logits,
+    first_row: int | Int[Array, ""] = 0,
 ) -> Rollout:
     """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.
 
@@ -55,6 +56,7 @@ def sample(
       temperature: above 0; log-probs are of softmax(logits / temperature), before the filter.
       greedy: rows that take the most probable token instead of drawing one; all, none, or each.
       filter: logits -> logits, such as ``make_filter(top_p=0.9)``, applied after the temperature.
+      first_row: the number i of the first row, where the prompts are a part of more.
 
     Returns: a Rollout of B = P · group_size rows and T = prompt width + max_tokens columns.
     """
@@ -65,7 +67,7 @@ def sample(
         return jax.tree.map(lambda x: spread_rows(jnp.repeat(x, group_size, axis=0)), tree)
 
     greedy = jnp.broadcast_to(greedy, (rows,))
-    row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+    row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(rows))
     eos = jnp.asarray(eos_ids)
 
     params = settle(model, params)
@@ -187,7 +189,7 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """``sample`` with its settings bound: (params, prompts, key) -> Rollout.
 
-    Its keywords ``group_size`` and ``greedy`` may be given in a call.
+    Its keywords ``group_size``, ``greedy`` and ``first_row`` may be given in a call.
     """
     if max_tokens < 1 or group_size < 1 or temperature <= 0 or not eos_ids:
         raise UserError(

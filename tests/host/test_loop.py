@@ -14,8 +14,9 @@ from builders import no_evidence
 
 from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.compiled_step import CompiledStep
 from rljax.host.guard import Guard
-from rljax.host.loop import CompiledStep, run_steps
+from rljax.host.loop import run_steps
 from rljax.host.metrics import Records
 from rljax.host.stopping import Stopped, Stopping
 from rljax.types import TrainState
@@ -27,7 +28,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rljax.data import Limits, Rows, make_batches, pair_table
-from rljax.host.loop import host_batch, place_rows
+from rljax.host.compiled_step import place_rows
+from rljax.host.loop import host_batch
 from rljax.sharding import make_mesh, row_sharding
 from rljax.tasks import character_tokenizer
 rows = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": f"{i}"} for i in range(20)]
@@ -47,8 +49,11 @@ for devices in ([first, second, third, fourth], [first, third, second, fourth]):
 class Counting(CompiledStep):
     """A step that counts."""
 
-    def __init__(self):
-        pass
+    def __init__(self, ahead: int = 0):
+        self.ahead = ahead
+
+    def place(self, batch):
+        return batch
 
     def prepare(self, state, batch):
         return batch
@@ -60,7 +65,8 @@ class Counting(CompiledStep):
 class Skipping(Counting):
     """A step that leaves its update out in every step of ``bad``."""
 
-    def __init__(self, *bad: int):
+    def __init__(self, *bad: int, ahead: int = 0):
+        super().__init__(ahead)
         self.bad = bad
 
     def __call__(self, state, batch):
