@@ -241,6 +241,23 @@ def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys
     assert verify.main([str(run)]) == 0
 
 
+def test_what_was_drawn_ahead_is_in_the_checkpoint(tmp_path, capsys):
+    """A run that is cut off goes on with it, to the same bits."""
+    folder = tmp_path / "run"
+    settings = [*RUN, "staleness=1", f"run_dir={folder}"]
+    assert launch.main(settings) == 0
+    before, lines = digests_of(folder, 4), records(folder / "metrics.jsonl")
+    assert "pending/tokens" in before
+    assert before["pending/tokens"] != digests_of(folder, 2)["pending/tokens"]
+    assert lines[0]["correction/kl"] < 1e-9 < lines[1]["correction/kl"]
+    shutil.rmtree(folder / "checkpoints/4")
+    assert launch.main(settings) == 0
+    assert digests_of(folder, 4) == before
+    assert records(folder / "metrics.jsonl") == lines
+    assert verify.main([str(folder)]) == 0
+    assert "staleness 1 -> 0" in said(capsys, *RUN, f"run_dir={folder}", "--allow-config-change")
+
+
 def test_the_config_is_found_though_its_file_is_gone(run, capsys):
     (run / "config.yaml").unlink()
     assert "steps 4 -> 6" in said(capsys, *RUN, f"run_dir={run}", "steps=6")

@@ -159,6 +159,33 @@ def test_what_the_host_does_between_two_steps_is_timed():
     assert min(others) > 0
 
 
+def test_the_next_batch_is_on_its_way_before_a_step_is_over():
+    class Slow(Counting):
+        def place(self, batch):
+            time.sleep(0.05)
+            return batch
+
+    recorded = []
+    run(Slow(), on_step=lambda step, metrics: recorded.append(metrics))
+    assert max(metrics["perf/between_seconds"] for metrics in recorded[1:]) < 0.04
+    assert min(metrics["perf/step_seconds"] for metrics in recorded[:-1]) >= 0.05
+    assert recorded[-1]["perf/step_seconds"] < 0.04  # there is no next one
+
+
+def test_a_step_that_draws_ahead_takes_the_batch_after_its_own():
+    class Ahead(Counting):
+        primed = ()
+
+        def prime(self, state, batch):
+            self.primed += (float(batch),)
+            return state
+
+    recorded = []
+    step = Ahead(ahead=1)
+    run(step, on_step=lambda step, metrics: recorded.append(metrics["count"]))
+    assert (step.primed, recorded) == ((0,), [1, 2, 3, 4, 5, 6])
+
+
 def test_a_run_can_stop_before_what_follows_a_step():
     def evaluate(step, state):
         if step == 3:
@@ -211,8 +238,16 @@ def test_the_count_of_a_resumed_run_goes_on():
     assert len(errors) == 1  # a good one was between
 
 
-def test_a_run_that_goes_back_saves_at_once_where_it_stands():
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_run_that_goes_back_saves_at_once_where_it_stands(ahead):
+    """A rollout that was drawn ahead is drawn anew: the one of then may be what diverged."""
+    primed = []
+
     class Diverging(Skipping):
+        def prime(self, state, batch):
+            primed.append((int(state.step), float(batch)))
+            return state
+
         def __call__(self, state, batch):
             state, metrics, evidence = super().__call__(state, batch)
             return (
@@ -229,9 +264,14 @@ def test_a_run_that_goes_back_saves_at_once_where_it_stands():
 
     recorded = []
     guard = Guard(None, "roll_back", roll_back=roll_back)
-    log = run(Diverging(3), guard=guard, on_step=lambda step, metrics: recorded.append(metrics))
+    log = run(
+        Diverging(3, ahead=ahead),
+        guard=guard,
+        on_step=lambda step, metrics: recorded.append(metrics),
+    )
     assert log == [(3, 3), None, (4, 4), (6, 6), None]
     assert [metrics.get("guard/rolled_back", 0.0) for metrics in recorded] == [0, 0, 1, 0, 0, 0]
+    assert primed == [(0, 0), (3, 3)] * ahead
 
 
 def test_each_host_makes_its_own_rows_and_together_they_are_the_batch():

@@ -333,6 +333,32 @@ def test_too_many_failures_stop_the_run(pool):
     )
 
 
+def test_failures_are_counted_over_all_parts_of_a_step(pool):
+    parts = [rollout_of(["raise", "2"], [0, 0]), rollout_of(["6", "raise"], [2, 3])]
+    said = []
+    score = make_scorer(right(max_failed_share=0.5), ROWS, TOKENIZER, pool, said.append)
+    values = [part.extras[PYTHON_REWARD + "right"].tolist() for part in score(iter(parts))]
+    np.testing.assert_array_equal(values, [[np.nan, 1.0], [1.0, np.nan]])
+    assert len(said) == 1
+    assert "failed for 2 of 4 responses" in said[0]
+    assert "on row 1 of the data" in said[0]
+
+
+def test_a_part_is_scored_before_the_next_one_is_there(pool, folder):
+    """Which is what the devices draw it for meanwhile."""
+    row = {"prompt": "?", "answer": "fourth"}
+
+    def parts():
+        yield rollout_of(["again"], [0])
+        assert (folder / "fourth").exists()  # the first was asked about
+        yield rollout_of(["again"], [0])
+
+    score = make_scorer(right(), [row], TOKENIZER, pool, lambda line: None)
+    first, second = score(parts())
+    assert np.isnan(first.extras[PYTHON_REWARD + "right"]).all()
+    assert second.extras[PYTHON_REWARD + "right"].tolist() == [0.0]
+
+
 def test_another_count_of_values_fails_for_all(pool):
     rollout = rollout_of(["2", "4"])
     with pytest.raises(UserError, match="returned 1 values for 2 responses"):
