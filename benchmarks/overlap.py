@@ -3,12 +3,11 @@
     python -m benchmarks.overlap [config.yaml] [key=value ...]
 
 By default configs/grpo.yaml, with a reward that sleeps for each response, as one does that asks a
-judge over the network: for the whole rollout as long as half a sampling takes, as long, and twice
-as long. Each is measured in the step as the config has it, whole (``halves=false``), in halves, and
-stale (``staleness=1``), the three in turn, and the median taken. Nothing else of the step differs,
-so that what it takes beyond the whole one with a reward that does not sleep is the reward's price.
-Prints a table,
-and JSON as the last line.
+judge over the network: for a whole rollout as long as half a sampling takes, as long, and twice as
+long. The rollout is drawn whole (``halves=false``), in halves, and one step ahead
+(``staleness=1``): steps of the three in turn, of which the medians are taken. What a step takes
+beyond the whole one with a reward that does not sleep is the reward's price. Prints a table, and
+JSON as the last line.
 """
 
 import contextlib
