@@ -34,15 +34,26 @@ def lower_step(
     between: Between = NOTHING,
     parts: int = 1,
 ) -> Programs:
-    """The programs of a ``TrainStep``, from arrays or shapes; the last takes the state's buffers.
+    """The programs of a ``TrainStep``, from arrays or shapes; ``learn`` takes the state's buffers.
 
     It is one program, unless the host adds columns ``between`` drawing and learning. Then the
-    prompts may be answered in ``parts``, and the number that ``draw`` takes is that of a part; or,
-    of a state that has a rollout pending, how many steps ahead the batch is.
+    prompts may be answered in ``parts``.
     """
     finish = {"donate_argnums": 0, "out_shardings": (shardings, replicated(mesh), None)}
     if not between.columns:
         return Programs(jax.jit(step.with_evidence, **finish).lower(state, batch))
+    draw = lower_draw(step, state, batch, mesh=mesh, parts=parts)
+    drawn, _ = draw.out_info
+    # What is learned from has the buffers of what was pending: they are not given twice.
+    finish["out_shardings"] = (shardings.replace(pending=None), replicated(mesh), None)
+    learn = jax.jit(step.learn_parts, **finish)
+    added = [between.abstract(drawn, mesh)] * parts
+    return Programs(learn.lower(state.replace(pending=None), added), draw)
+
+
+def lower_draw(step, state: TrainState, batch: PyTree, *, mesh: Mesh, parts: int = 1):
+    """(state, batch, number) -> rollout, the number after it. The number is that of a part; of a
+    state that has a rollout pending, how many steps ahead the batch is."""
     of_part = functools.partial(step.draw_part, parts=parts)
     answer = of_part if state.pending is None else step.draw_step
 
@@ -52,13 +63,7 @@ def lower_step(
     number = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     drawn, _ = jax.eval_shape(draw, state, batch, number)
     places = rollout_shardings(drawn, mesh), replicated(mesh)
-    # What is learned from has the buffers of what was pending: they are not given twice.
-    finish["out_shardings"] = (shardings.replace(pending=None), replicated(mesh), None)
-    added = [between.abstract(drawn, mesh)] * parts
-    return Programs(
-        jax.jit(step.learn_parts, **finish).lower(state.replace(pending=None), added),
-        jax.jit(draw, out_shardings=places).lower(state, batch, number),
-    )
+    return jax.jit(draw, out_shardings=places).lower(state, batch, number)
 
 
 class CompiledStep:
@@ -119,19 +124,19 @@ class CompiledStep:
         """The state with the rollout pending that its next step learns from, of that step's
         batch."""
         batch = self.prepare(state, batch)
-        if draw := self._programs[_shapes(batch)].draw:
-            drawn, _ = draw(state, batch, np.int32(0))
-            return state.replace(pending=drawn)
-        with self._compiling():
-            places = self._shardings.pending
-            draw = jax.jit(self._step.draw_step, out_shardings=places).lower(state, batch).compile()
-        return state.replace(pending=draw(state, batch))
+        programs = self._programs[_shapes(batch)]
+        if programs.draw is None:
+            with self._compiling():
+                draw = lower_draw(self._step, state, batch, mesh=self._mesh).compile()
+            programs = self._programs[_shapes(batch)] = programs._replace(draw=draw)
+        drawn, _ = programs.draw(state, batch, np.int32(0))
+        return state.replace(pending=drawn)
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics, Evidence]:
         """The next state, metrics and evidence, which are still on the devices; ``batch`` is
         prepared."""
         programs = self._programs[_shapes(batch)]
-        if programs.draw is None:
+        if not self._between.columns:
             return programs.learn(state, batch)
         drawn, number = [], np.int32(self.ahead)
         for _ in range(self._parts):
