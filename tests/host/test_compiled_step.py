@@ -17,6 +17,7 @@ SETTINGS = [
     "optimizer.value=null",
     "update=null",
     "shaping=off",
+    "rewards={short: {fn: repetition_penalty, ngram: 1}}",
     "sampling={max_tokens: 6, group_size: 3}",
     "data.prompts_per_step=8",
 ]
