@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import begin_training, tiny_build
 
+from rljax.checks import first_batch, laid_out
 from rljax.errors import UserError
 from rljax.host.rows import local, placed
 from rljax.types import PYTHON_REWARD
@@ -139,6 +140,17 @@ def test_what_the_host_takes_is_measured():
         for found in metrics:
             assert found["perf/reward_seconds"] > 0
             assert 0 <= found["perf/reward_wait_seconds"] < 60
+
+
+def test_what_was_sampled_anew_can_wait_as_well():
+    built = tiny_build(
+        *SETTINGS, "algorithm={fn: dapo, refill_rounds: 2, buffer_tokens: 2}", "staleness=1"
+    )
+    state, places = laid_out(built, built.train)
+    after, metrics = jax.eval_shape(built.train.train_step, state, first_batch(built))
+    jax.tree.map(lambda x, y: x.shape == y.shape or pytest.fail(str(x)), after, state)
+    assert {"refill/rounds", "correction/kl"} <= metrics.keys()
+    assert places.pending.metrics["refill/rounds"].is_fully_replicated
 
 
 def test_nothing_stale_without_sampling():
