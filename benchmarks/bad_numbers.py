@@ -98,9 +98,9 @@ ROLES = {
 OPTIMIZERS = {name: optax.adamw(1e-2) for name in ("policy", "value", "reward")}
 
 
-def draw_sample(params, prompts: Prompts, key, *, group_size: int) -> Rollout:
+def draw_sample(params, prompts: Prompts, key, *, group_size, greedy, first_row) -> Rollout:
     """Responses of 2 to 4 tokens, whatever the policy thinks of them."""
-    del group_size
+    del group_size, greedy, first_row
     rows = prompts.tokens.shape[0]
     which, long = jax.random.split(key)
     ends = PROMPT + jax.random.randint(long, (rows, 1), 2, BUDGET + 1)

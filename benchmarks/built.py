@@ -13,7 +13,7 @@ from rljax.build import Build, build
 from rljax.checks import laid_out
 from rljax.config import Config, load_config
 from rljax.errors import UserError
-from rljax.host.loop import CompiledStep
+from rljax.host.compiled_step import CompiledStep
 from rljax.launch import config_and_overrides
 from rljax.planning import Load, load_of
 from rljax.planning.roofline import forward_flops

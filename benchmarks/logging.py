@@ -31,8 +31,9 @@ from rljax.build import build
 from rljax.checks import laid_out
 from rljax.config import load_config
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.compiled_step import CompiledStep
 from rljax.host.listeners import Listeners
-from rljax.host.loop import CompiledStep, run_steps
+from rljax.host.loop import run_steps
 from rljax.host.metrics import Records
 from rljax.host.terminal import Terminal
 from rljax.launch import config_and_overrides

@@ -40,6 +40,7 @@ from rljax.phases import (
     make_optimizers,
     split_ahead,
     steps_of,
+    with_pending,
 )
 from rljax.roles import Networks, Trees
 from rljax.sampling import make_sampler
@@ -295,9 +296,10 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
             truncated=algorithm.learns_truncated,
         )
     correction = None
-    if config.correction is not None:
+    if config.rollout_correction is not None:
+        given = config.rollout_correction
         correction = make_correction(
-            **resolve.arguments(make_correction, config.correction, context={}, where="correction")
+            **resolve.arguments(make_correction, given, context={}, where="correction")
         )
     appraise = make_appraise(
         roles,
@@ -309,33 +311,37 @@ def _sampling_phase(parts: Parts, *, host_asked: bool) -> Phase:
     )
     if algorithm.needs_greedy:
         appraise = without_yardsticks(appraise, group_size)
+    train_step = TrainStep(
+        draw,
+        appraise,
+        make_update(
+            forward_of(algorithm, roles, temperature),
+            algorithm.loss,
+            algorithm.weigh,
+            optimizers,
+            algorithm.mark,
+            1,
+            Limits(config.guard.max_kl, config.guard.max_grad_norm),
+            **update,
+        ),
+    )
+    batches = make_batches(
+        table, batch_size=prompts, seed=config.seed, weights=parts.tables.weights
+    )
+    begin = make_begin(config, networks, optimizers, parts.shaper.init)
+    if config.staleness:
+        begin = with_pending(begin, train_step, batches[0])
+    can_halve = host_asked and not config.staleness and prompts % (2 * row_shards(parts.mesh)) == 0
     return Phase(
         "train",
         steps,
-        TrainStep(
-            draw,
-            appraise,
-            make_update(
-                forward_of(algorithm, roles, temperature),
-                algorithm.loss,
-                algorithm.weigh,
-                optimizers,
-                algorithm.mark,
-                1,
-                Limits(config.guard.max_kl, config.guard.max_grad_norm),
-                **update,
-            ),
-        ),
-        make_begin(config, networks, optimizers, parts.shaper.init),
+        train_step,
+        begin,
         {name: tree.axes for name, tree in networks.trees.items()},
         optimizers,
-        make_batches(
-            table,
-            batch_size=prompts,
-            seed=config.seed,
-            weights=parts.tables.weights,
-        ),
+        batches,
         parts.between(table),
+        2 if config.halves and can_halve else 1,
     )
 
 
@@ -343,6 +349,8 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
     """Learning from rows that are given, and how their loss is measured on held-out ones."""
     config, algorithm, networks = parts.config, parts.algorithm, parts.networks
     data, table = config.data, parts.tables.train
+    if config.staleness:
+        raise UserError(f"staleness={config.staleness}: nothing is sampled that could be stale")
     update = _update_settings(config)
     for name in ("epochs", "minibatches"):
         if update[name] != 1:

@@ -12,14 +12,14 @@ from rljax.errors import UserError
 HARMLESS = (
     *("run_dir", "mesh.*", "guard.*", "evaluation.*", "checkpoint.*", "time_limit"),
     *("metrics.*", "callbacks.*"),
-    *("update.microbatches", "update.buckets"),
+    *("update.microbatches", "update.buckets", "halves"),
     *("data.train", "data.train.fn", "data.eval*", "warm_start.data", "warm_start.data.fn"),
     *("models.*.remat", "models.*.attention", "models.*.vocab_at_once", "models.*.offload"),
     *("rewards.*.timeout_seconds", "rewards.*.memory_gib", "rewards.*.retries"),
     "rewards.*.max_failed_share",
 )
 # Keys of what a checkpoint holds parameters, moments or tokens of.
-HELD = ("models.*", "tokenizer*", "optimizer.*.mu_dtype")
+HELD = ("models.*", "tokenizer*", "optimizer.*.mu_dtype", "staleness")
 NOT_HELD = ("models.*.dtype",)  # of the arithmetic
 
 
@@ -60,7 +60,7 @@ def check_same_run(
     found = changes(old, new)
     if found.held:
         raise UserError(
-            f"{folder} holds a run with another model, tokenizer or optimizer state "
+            f"{folder} holds a run with another model, tokenizer, optimizer state or staleness "
             f"({'; '.join(found.held)}); use that run's config, or another run_dir"
         )
     if found.learned and not allowed:

@@ -172,6 +172,8 @@ class Config(Section):
     algorithm: Node
     update: dict[str, Any] = {}
     correction: dict[str, Any] | None = None  # null: sampled tokens are taken as the policy's own
+    staleness: Annotated[int, pydantic.Field(ge=0, le=1)] = 0  # updates that the sampler is behind
+    halves: bool = True  # where the host gives rewards: of one half, as the other is sampled
     optimizer: dict[str, dict[str, Any]]
     warm_start: WarmStart | None = None
     guard: Guarding = Guarding()
@@ -203,6 +205,11 @@ class Config(Section):
         if isinstance(value, dict):  # YAML reads `off` as false
             return {name: None if node is False else node for name, node in value.items()}
         return None if value is False else value
+
+    @property
+    def rollout_correction(self) -> dict[str, Any] | None:
+        """The correction, which a rollout that is stale always has."""
+        return {} if self.staleness and self.correction is None else self.correction
 
     def shaping_stages(self) -> dict[str, Node]:
         return {name: node for name, node in (self.shaping or {}).items() if node is not None}
@@ -267,8 +274,8 @@ def resolved(config: Config) -> dict[str, Any]:
         name: resolve.explicit(node, shaping, f"shaping.{name}")
         for name, node in config.shaping_stages().items()
     }
-    if config.correction is not None:
-        tree["correction"] = resolve.defaults(make_correction) | config.correction
+    if config.rollout_correction is not None:
+        tree["correction"] = resolve.defaults(make_correction) | config.rollout_correction
     tree["optimizer"] = {
         role: resolve.defaults(adamw) | given for role, given in config.optimizer.items()
     }

@@ -16,7 +16,7 @@ from rljax.host.evaluation import Evaluated, join, summarise, values_of_each
 from rljax.host.loop import not_finite, to_host
 from rljax.host.python_rewards import SHORT
 from rljax.host.secrets import redact
-from rljax.sharding import row_sharding
+from rljax.sharding import rollout_shardings, row_sharding
 from rljax.types import Rewards, Rollout, TrainState
 
 EVALUATION = 2  # folded into the seed's key: evaluations draw apart from training
@@ -68,17 +68,19 @@ class Evaluator:
         key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
         if "draw" not in self._programs:
             with self._compiling("evaluation"):
-                rows = row_sharding(self._built.mesh)
-                drawing = jax.jit(answering.draw, out_shardings=rows).lower(state, chunks[0], key)
-                drawn = jax.eval_shape(answering.draw, state, chunks[0], key)
-                drawn = answering.between.abstract(drawn, rows)
+                mesh, given = self._built.mesh, (state, chunks[0], key)
+                drawn = jax.eval_shape(answering.draw, *given)
+                places = rollout_shardings(drawn, mesh)
+                drawing = jax.jit(answering.draw, out_shardings=places).lower(*given)
+                drawn = answering.between.abstract(drawn, mesh)
                 judging = jax.jit(answering.judge).lower(state, drawn)
                 self._programs |= {"draw": drawing.compile(), "judge": judging.compile()}
         judged = []
         for number, chunk in enumerate(chunks):
             self._check_stop()
             chunk_key = key if len(chunks) == 1 else jax.random.fold_in(key, number)
-            drawn = answering.between.add(self._programs["draw"](state, chunk, chunk_key))
+            drawn = self._programs["draw"](state, chunk, chunk_key)
+            (drawn,) = answering.between.add([drawn])
             part = self._programs["judge"](state, drawn)
             told = (part.rollout, part.rewards, part.scored._replace(metrics={}))
             judged.append(fetch(told, self._built.mesh))

@@ -18,7 +18,7 @@ from rljax.config import Config
 from rljax.errors import UserError
 from rljax.host.agree import largest
 from rljax.models import DecoderConfig
-from rljax.planning import Load, footprint, load_of, lower_step
+from rljax.planning import Load, footprint, load_of, lower_training
 from rljax.planning.roofline import activation_bytes
 from rljax.sharding import row_shards
 from rljax.train import make_update
@@ -133,7 +133,8 @@ def compiled_bytes(built: Build) -> int:
         new = found.output_size_in_bytes - found.alias_size_in_bytes
         return found.argument_size_in_bytes + found.temp_size_in_bytes + new
 
-    return max(map(taken, lower_step(built)))
+    programs = lower_training(built)
+    return max(taken(program) for program in programs if program is not None)
 
 
 def _of(taken: float, memory: int) -> str:

@@ -27,12 +27,13 @@ from rljax.train import (
     make_score_forward,
     make_update,
     with_reference,
+    with_room,
 )
 from rljax.train.buckets import MapRows, map_rows
 from rljax.train.forward import Forward
 from rljax.train.given import Measure
 from rljax.train.guard import NO_LIMITS, Limits
-from rljax.types import Algorithm, Experience, Optimizers, Role, State, TrainState
+from rljax.types import Algorithm, Experience, Optimizers, Prompts, Role, State, TrainState
 
 
 class Phase(NamedTuple):
@@ -46,6 +47,7 @@ class Phase(NamedTuple):
     optimizers: Optimizers
     batches: Any  # batches[step]
     between: Between = NOTHING  # what the host does between drawing and learning
+    parts: int = 1  # that a rollout is drawn in, for the host to be about one of them meanwhile
 
 
 class Ahead(NamedTuple):
@@ -140,6 +142,18 @@ def make_begin(
         )
 
     return begin
+
+
+def with_pending(
+    begin: Callable[[Trees], TrainState], step: TrainStep, batch: Prompts
+) -> Callable[[Trees], TrainState]:
+    """``begin``, with room in the state for a rollout of such a batch, drawn one step ahead."""
+
+    def begin_with_room(starts: Trees) -> TrainState:
+        state = begin(starts)
+        return with_room(state, jax.eval_shape(step.draw_step, state, batch))
+
+    return begin_with_room
 
 
 def split_ahead(networks: Networks, over_rows: MapRows) -> tuple[Networks, Ahead]:

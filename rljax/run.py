@@ -29,10 +29,11 @@ from rljax.finish import best_step, finish
 from rljax.folder import Opened
 from rljax.host.agree import agreed, is_writer, meet
 from rljax.host.checkpoint import Checkpoints, Restored
+from rljax.host.compiled_step import CompiledStep
 from rljax.host.evidence import BadSteps
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.listeners import Failure, Listeners
-from rljax.host.loop import CompiledStep, host_batch, run_steps
+from rljax.host.loop import host_batch, run_steps
 from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.samples import SAMPLES, keep_samples, table_path, write_samples
 from rljax.host.selection import out_of_patience
@@ -384,7 +385,9 @@ class Run:
             return self._compiling(phase.name)
 
         _, shardings = laid_out(self.built, phase)
-        step = CompiledStep(phase.train_step, shardings, self.built.mesh, compiling, phase.between)
+        step = CompiledStep(
+            phase.train_step, shardings, self.built.mesh, compiling, phase.between, phase.parts
+        )
         part = self._folder(phase).relative_to(self.folder)
         records = self._records(str(part / "metrics.jsonl"), up_to_step=done)
         recorded = [record["step"] for record in read_records(self.folder / part / "metrics.jsonl")]

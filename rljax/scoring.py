@@ -154,7 +154,7 @@ def judge(
         )
         rows, parts, order, penalties = [], [], [], []
         for at, size in progress(list(batches(encoded, batch_tokens))):
-            rollout = between.add(rollout_of(encoded, at, judging.tokenizer.pad_token_id))
+            (rollout,) = between.add([rollout_of(encoded, at, judging.tokenizer.pad_token_id)])
             part = jax.device_get(judged(state, filled(rollout, size)))
             told = (part.rollout, part.rewards, part.scored._replace(metrics={}))
             rollout, rewards, scored = jax.tree.map(operator.itemgetter(slice(len(at))), told)

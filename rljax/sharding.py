@@ -199,9 +199,15 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def row_sharding(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Rows of a batch, spread as the rules say."""
     return NamedSharding(mesh, PartitionSpec(TRAINING["rows"]))
+
+
+def rollout_shardings(abstract: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+    """A tree of shardings like a rollout's: rows spread as the rules say, and its metrics whole."""
+    rows, whole = row_sharding(mesh), replicated(mesh)
+    return jax.tree.map(lambda leaf: rows if leaf.ndim else whole, abstract)
 
 
 def lay(x: jax.Array, axes: Axes, rules: Rules = TRAINING) -> jax.Array:

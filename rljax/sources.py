@@ -1,5 +1,6 @@
 """Where a run's rows come from, and what the host does with rollouts of its prompts."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,8 +246,10 @@ def make_between(
             REWARD_TOKENS: row_of(np.int32, foreign.max_tokens),
             REWARD_CROPPED: row_of(np.bool_),
         }
-        add = make_retokenizer(prompts, tokenizer, foreign.tokenizer, max_tokens=foreign.max_tokens)
-        parts.append(Between(columns, add))
+        retokenize = make_retokenizer(
+            prompts, tokenizer, foreign.tokenizer, max_tokens=foreign.max_tokens
+        )
+        parts.append(Between(columns, functools.partial(map, retokenize)))
     if rewards:
         columns = {PYTHON_REWARD + name: row_of(np.float32) for name in rewards}
         parts.append(Between(columns, make_scorer(rewards, table.rows, tokenizer, pool, report)))

@@ -144,6 +144,7 @@ class TrainState:
     frozen: dict[str, Params]  # never trained: reference, reward, the base under adapters
     opt_state: dict[str, State]  # by role
     shaping: State  # of every stage of the shaping chain, by its name
+    pending: Rollout | None = None  # what the next step learns from, if it was drawn a step ahead
 
     @property
     def trees(self) -> dict[str, Params]:

@@ -22,6 +22,7 @@ HARMLESS = [
     "time_limit=1h",
     "update.microbatches=2",
     "update.buckets=4",
+    "halves=false",
     "models.policy.remat=dots",
     "data.eval=other.jsonl",
     "metrics.tensorboard=true",
@@ -45,6 +46,7 @@ HELD = [
     "models.policy.lora={rank: 2}",
     "tokenizer=other",
     "optimizer.policy.mu_dtype=bfloat16",
+    "staleness=1",
 ]
 
 
@@ -66,7 +68,8 @@ def test_what_is_learned_changes_only_if_that_is_allowed(change):
 @pytest.mark.parametrize("change", HELD)
 def test_what_a_checkpoint_holds_cannot_change(change):
     name = change.partition("=")[0]
-    with pytest.raises(UserError, match=f"another model, tokenizer or optimizer state .{name}"):
+    said = f"another model, tokenizer, optimizer state or staleness .{name}"
+    with pytest.raises(UserError, match=said):
         check_same_run(config(), config(change), "run", allowed=True)
 
 

@@ -346,6 +346,18 @@ def test_a_source_with_settings_takes_the_place_of_the_one_below(tmp_path):
         assert source == {"source": str(tmp_path / "new.jsonl"), "weight": 2}
 
 
+def test_what_is_stale_is_corrected():
+    assert resolved(load(DRIFT))["correction"] is None
+    assert resolved(load(DRIFT, "staleness=1"))["correction"] == {
+        "level": "token", "cap": 2.0, "reject_above": None, "reject_by": "mean", "estimator": "k3",
+    }  # fmt: skip
+    mine = resolved(load(DRIFT, "staleness=1", "correction={cap: 3}"))["correction"]
+    assert mine["cap"] == 3
+    for wrong in (2, -1, "one"):
+        with pytest.raises(UserError, match="staleness: input should be"):
+            load(DRIFT, f"staleness={wrong}")
+
+
 def test_resolved_writes_out_every_default():
     tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
     assert tree["mesh"] == {"data": -1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}

@@ -41,6 +41,9 @@ SETTINGS = [
 REWARD = """
 def spread(rollout):
     return (rollout.tokens * rollout.action_mask).sum(axis=-1) % 7 / 7.0
+
+def told(completions, completion_ids, **columns):
+    return [sum(ids) % 7 / 7.0 for ids in completion_ids]
 """
 
 
@@ -67,10 +70,10 @@ def reward(tmp_path_factory):
         yield
 
 
-def run_here(folder):
+def run_here(folder, *settings):
     """On four devices of this process."""
     path = builtin_config(DEFAULT_CONFIG)
-    config = load_config(path, [*SETTINGS, f"run_dir={folder}"])
+    config = load_config(path, [*SETTINGS, *settings, f"run_dir={folder}"])
     built = build(config, path.parent, jax.devices()[:4])
     with jax.set_mesh(built.mesh):
         opened = open_folder(folder, config, built)
@@ -145,6 +148,20 @@ def test_two_processes_are_as_one_and_end_together(tmp_path):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), params(alone), params(folder)
     )
+
+
+@pytest.mark.parametrize("setting", ["halves=true", "staleness=1"])
+def test_rewards_in_python_of_two_processes_are_those_of_one(tmp_path, setting):
+    reward = "rewards={told: {fn: trl_reward, function: 'pod_reward:told'}}"
+    settings = (reward, setting, "steps=3", "evaluation.every_steps=0")
+    processes = pod(tmp_path / "pod", *SETTINGS, *settings)
+    run_here(tmp_path / "alone", *settings)
+    for process in processes:
+        assert ended(process, 120)[:2] == (0, [])
+    mine, theirs = (records(tmp_path / run / "metrics.jsonl") for run in ("alone", "pod"))
+    assert len(mine) == len(theirs) == 3
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_what_listens_on_loopback_is_reached_from_nowhere_else(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_another_model_is_refused_whatever_is_allowed(run, capsys):
     error = said(
         capsys, *RUN, f"run_dir={run}", "models.policy.mlp_width=48", "--allow-config-change"
     )
-    assert "another model, tokenizer or optimizer state" in error
+    assert "another model, tokenizer, optimizer state or staleness" in error
     assert error.count("\n") == 1
 
 
@@ -239,6 +239,23 @@ def test_a_damaged_step_is_said_and_the_run_ends_as_it_did(run, finished, capsys
         assert records(run / name) == records(finished / name)
     assert tables(run) == tables(finished)
     assert verify.main([str(run)]) == 0
+
+
+def test_what_was_drawn_ahead_is_in_the_checkpoint(tmp_path, capsys):
+    """A run that is cut off goes on with it, to the same bits."""
+    folder = tmp_path / "run"
+    settings = [*RUN, "staleness=1", f"run_dir={folder}"]
+    assert launch.main(settings) == 0
+    before, lines = digests_of(folder, 4), records(folder / "metrics.jsonl")
+    assert "pending/tokens" in before
+    assert before["pending/tokens"] != digests_of(folder, 2)["pending/tokens"]
+    assert lines[0]["correction/kl"] < 1e-9 < lines[1]["correction/kl"]
+    shutil.rmtree(folder / "checkpoints/4")
+    assert launch.main(settings) == 0
+    assert digests_of(folder, 4) == before
+    assert records(folder / "metrics.jsonl") == lines
+    assert verify.main([str(folder)]) == 0
+    assert "staleness 1 -> 0" in said(capsys, *RUN, f"run_dir={folder}", "--allow-config-change")
 
 
 def test_the_config_is_found_though_its_file_is_gone(run, capsys):

@@ -299,7 +299,7 @@ def test_a_foreign_reward_model_reads_its_own_tokens(folders):
     phase = built.train
     with jax.set_mesh(built.mesh):
         drawn = jax.jit(phase.train_step.draw)(state, phase.batches[0], jax.random.key(0))
-        rollout = phase.between.add(drawn)
+        (rollout,) = phase.between.add([drawn])
         judged = jax.jit(built.answering.judge)(state, rollout)
     own, role = chatty_tokenizer(), built.networks.roles["reward"]
     prompt = built.tokenizer.decode(drawn.tokens[0][drawn.mask[0] & ~drawn.action_mask[0]])

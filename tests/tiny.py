@@ -8,7 +8,7 @@ import jax
 from rljax.build import Build, build
 from rljax.checks import abstract_state
 from rljax.config import load_config
-from rljax.host.loop import CompiledStep
+from rljax.host.compiled_step import CompiledStep
 from rljax.train import place, state_shardings
 from rljax.types import TrainState
 
@@ -42,7 +42,10 @@ def begin_training(built: Build) -> tuple[TrainState, CompiledStep]:
     with jax.set_mesh(built.mesh):
         state = place(lambda key: phase.begin(draw_starts(built, key)), key, **roles)
         shardings = state_shardings(abstract_state(built, phase), **roles)
-    return state, CompiledStep(phase.train_step, shardings, built.mesh, nullcontext, phase.between)
+    step = CompiledStep(
+        phase.train_step, shardings, built.mesh, nullcontext, phase.between, phase.parts
+    )
+    return state, step
 
 
 def draw_starts(built: Build, key):

@@ -3,83 +3,21 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from rljax.data import Batches
-from rljax.host.between import NOTHING, Between
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.compiled_step import CompiledStep
 from rljax.host.guard import NO_GUARD, ROLLED_BACK, SKIPPED, Guard, respond
 from rljax.host.metrics import Records
 from rljax.host.stopping import Stopped, Stopping
-from rljax.sharding import replicated, row_sharding
-from rljax.types import Evidence, Metrics, TrainState
-
-
-class CompiledStep:
-    """A step compiled ahead of time, once for each shape of batch, its state donated.
-
-    The state's shardings are pinned, so that every step's state can enter the next. A compilation
-    happens within ``compiling()``, which may announce and time it.
-
-    It is one program, unless the host adds columns ``between`` drawing and learning: then its
-    halves are compiled apart.
-    """
-
-    def __init__(
-        self,
-        step,
-        shardings: TrainState,
-        mesh: Mesh,
-        compiling: Callable[[], AbstractContextManager],
-        between: Between = NOTHING,
-    ):
-        self._step, self._between = step, between
-        self._draw = jax.jit(step.draw_step, out_shardings=row_sharding(mesh))
-        self._last = jax.jit(
-            step.learn_with_evidence if between.columns else step.with_evidence,
-            donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh), None),
-        )
-        self._rows = row_sharding(mesh)
-        self._programs: dict[Any, Any] = {}
-        self._compiling = compiling
-
-    def prepare(self, state: TrainState, batch: PyTree) -> PyTree:
-        """The batch on the devices; compiles the step if its shapes are new.
-
-        Where there are several hosts, ``batch`` holds the rows of this one.
-        """
-        batch = jax.tree.map(lambda x: place_rows(x, self._rows), batch)
-        if _shapes(batch) not in self._programs:
-            with self._compiling():
-                self._programs[_shapes(batch)] = self._compile(state, batch)
-        return batch
-
-    def _compile(self, state: TrainState, batch: PyTree):
-        if not self._between.columns:
-            return self._last.lower(state, batch).compile()
-        drawn = jax.eval_shape(self._step.draw_step, state, batch)
-        draw = self._draw.lower(state, batch).compile()
-        learn = self._last.lower(state, self._between.abstract(drawn, self._rows)).compile()
-        return lambda state, batch: learn(state, self._between.add(draw(state, batch)))
-
-    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics, Evidence]:
-        """The next state, metrics and evidence, which are still on the devices; ``batch`` is
-        prepared."""
-        return self._programs[_shapes(batch)](state, batch)
-
-
-def place_rows(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array of the rows of every host, from those of this one."""
-    if jax.process_count() == 1:
-        return jax.device_put(x, sharding)
-    return jax.make_array_from_process_local_data(sharding, x)
+from rljax.sharding import row_sharding
+from rljax.types import Metrics, TrainState
 
 
 def host_batch(batches: Batches, step: int, mesh: Mesh) -> PyTree:
@@ -91,10 +29,6 @@ def host_batch(batches: Batches, step: int, mesh: Mesh) -> PyTree:
     for (part,) in row_sharding(mesh).addressable_devices_indices_map((items,)).values():
         held[part] = True
     return batches.part(step, np.flatnonzero(held))
-
-
-def _shapes(batch: PyTree) -> tuple[tuple[int, ...], ...]:
-    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 def run_steps(
@@ -115,11 +49,15 @@ def run_steps(
     """Runs from the state's own step up to ``steps``, or until it is ``enough``, and saves the
     last.
 
-    While the devices work on a step, the host prepares the next batch. After each step
-    ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which it
-    must not keep: the next step takes its buffers. Before each step ``stopping`` is asked, and told
-    how long a step and saving may take. What is done about a step of which an update was left out
-    is the ``guard``'s to say.
+    While the devices work on a step, the host makes the next batch and sends it to them. After each
+    step ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which
+    it must not keep: the next step takes its buffers. Before each step ``stopping`` is asked, and
+    told how long a step and saving may take. What is done about a step of which an update was left
+    out is the ``guard``'s to say.
+
+    A step that learns from what was drawn one step ahead is given the batch of the step after it;
+    the first one, and one whose state went back to an earlier one, learns from a rollout of its own
+    batch.
 
     Raises, when the state is saved, ``UserError`` if the guard stops the run, and ``Stopped`` if
     ``stopping`` or ``on_state`` does.
@@ -129,7 +67,9 @@ def run_steps(
     ended: float | None = None  # when the step before was over
     done = int(state.step)
     last = steps if done < steps and not enough() else done
-    batch = batches(done) if done < last else None
+    batch = batches(done + step.ahead) if done < last else None
+    if step.ahead and done == 0 < last:
+        state = step.prime(state, batches(done))
     try:
         while done < last:
             batch = step.prepare(state, batch)
@@ -137,11 +77,10 @@ def run_steps(
             stopping.unsaved = True
             start = time.perf_counter()
             state, metrics, evidence = step(state, batch)
-            for value in metrics.values():
-                value.copy_to_host_async()
-            batch = batches(done + 1) if done + 1 < last else None
-            metrics = to_host(metrics)
+            jax.copy_to_host_async(metrics)
             done += 1
+            batch = step.place(batches(done + step.ahead)) if done < last else None
+            metrics = to_host(metrics)
             seconds = time.perf_counter() - start
             longest = max(longest, seconds)
             metrics["perf/step_seconds"] = seconds
@@ -154,6 +93,8 @@ def run_steps(
             if metrics.get(SKIPPED):
                 state, rolled_back, error = respond(guard, done, state, metrics, evidence)
                 metrics[ROLLED_BACK] = float(rolled_back)
+            if rolled_back and step.ahead:
+                state = step.prime(state, batches(done))
             records.write({"step": done, **metrics})
             on_step(done, metrics)
             if rolled_back or error is not None:

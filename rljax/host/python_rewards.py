@@ -2,13 +2,13 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from rljax.errors import UserError
 from rljax.host.pool import Job, RewardPool
@@ -29,13 +29,14 @@ def make_scorer(
     tokenizer,
     pool: RewardPool,
     report: Callable[[str], None] = say,
-) -> Callable[[Rollout], Rollout]:
-    """rollout -> rollout with a column of every reward, ``PYTHON_REWARD`` and its name, in its
-    extras: float32 [B], NaN where it failed, −inf where it does not apply.
+) -> Callable[[Iterable[Rollout]], list[Rollout]]:
+    """The parts of a rollout -> these with a column of every reward, ``PYTHON_REWARD`` and its
+    name, in their extras: float32 [B], NaN where it failed, −inf where it does not apply.
 
     Each process scores the rows that it holds, a row that several hold only once, and tells the
     others. A process of the pool is told of a row what the reward reads of it. What fails is
-    retried as often as the reward says, then counted, and ``report`` gets one line for each reward.
+    retried as often as the reward says, then counted over all parts, and ``report`` gets one line
+    for each reward.
 
     Args:
       rewards: by name.
@@ -51,36 +52,77 @@ def make_scorer(
                 raise UserError(f'reward "{name}": row {number} of the data: {lack}')
         pool.prepare(reward.call)
 
-    def score(rollout: Rollout) -> Rollout:
-        mine = held_first(rollout.tokens)
-        at = np.flatnonzero(mine)
-        index = local(rollout.extras[ROW])[at]
-        if (index < 0).any():
-            raise ValueError("rewards in Python need the data row of every response")
-        tokens, chosen = local(rollout.tokens), local(rollout.action_mask)
-        ids = [tokens[i][chosen[i]].tolist() for i in at]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
-        asked = [
-            Response(rows[r], text, kept) for r, text, kept in zip(index, texts, ids, strict=True)
+    def score(rollouts: Iterable[Rollout]) -> list[Rollout]:
+        parts = [
+            (rollout, _scored(rewards, rollout, rows, tokenizer, pool)) for rollout in rollouts
         ]
-
-        outcomes = _ask(rewards, asked, pool)
-        values = np.full((len(rewards), len(mine)), np.nan, np.float32)
-        values[:, at] = [[_value(outcome) for outcome in outcomes[name]] for name in rewards]
-        values = _shared(values, mine)
-        columns = {}
+        told = _Told.joined([part for _, part in parts])
+        values = _shared(told.values, told.mine)
         for (name, reward), column in zip(rewards.items(), values, strict=True):
-            line = _describe(name, column, outcomes[name], asked, index)
+            outcomes = told.outcomes[name]
+            line = _describe(name, column, outcomes, told.asked, told.index)
             if np.isnan(column).sum() > reward.max_failed_share * len(column):
-                for i in _failed(outcomes[name])[:1]:
-                    say(_evidence(name, outcomes[name][i], asked[i], int(index[i])))
+                for i in _failed(outcomes)[:1]:
+                    say(_evidence(name, outcomes[i], told.asked[i], int(told.index[i])))
                 raise UserError(f"{line}; more than max_failed_share={reward.max_failed_share:g}")
             if line:
                 report(line)
-            columns[PYTHON_REWARD + name] = placed(column, rollout.truncated)
-        return rollout.replace(extras=rollout.extras | columns)
+        ends = np.cumsum([len(part.mine) for _, part in parts])
+        scored = []
+        for (rollout, _), columns in zip(parts, np.split(values, ends[:-1], axis=1), strict=True):
+            added = {
+                PYTHON_REWARD + name: placed(column, rollout.truncated)
+                for name, column in zip(rewards, columns, strict=True)
+            }
+            scored.append(rollout.replace(extras=rollout.extras | added))
+        return scored
 
     return score
+
+
+class _Told(NamedTuple):
+    """What the rewards say of the rows of a rollout that this process is to ask about."""
+
+    values: Float[np.ndarray, "R B"]  # NaN of the other rows as well
+    mine: Bool[np.ndarray, " B"]
+    index: Int[np.ndarray, " mine"]  # of the data
+    asked: list[Response]
+    outcomes: dict[str, list[Outcome]]
+
+    @staticmethod
+    def joined(parts: "list[_Told]") -> "_Told":
+        return _Told(
+            np.concatenate([part.values for part in parts], axis=1),
+            np.concatenate([part.mine for part in parts]),
+            np.concatenate([part.index for part in parts]),
+            [response for part in parts for response in part.asked],
+            {
+                name: [outcome for part in parts for outcome in part.outcomes[name]]
+                for name in parts[0].outcomes
+            },
+        )
+
+
+def _scored(
+    rewards: Mapping[str, PythonReward],
+    rollout: Rollout,
+    rows: list[dict[str, Any]],
+    tokenizer,
+    pool: RewardPool,
+) -> _Told:
+    mine = held_first(rollout.tokens)
+    at = np.flatnonzero(mine)
+    index = local(rollout.extras[ROW])[at]
+    if (index < 0).any():
+        raise ValueError("rewards in Python need the data row of every response")
+    tokens, chosen = local(rollout.tokens), local(rollout.action_mask)
+    ids = [tokens[i][chosen[i]].tolist() for i in at]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
+    asked = [Response(rows[r], text, kept) for r, text, kept in zip(index, texts, ids, strict=True)]
+    outcomes = _ask(rewards, asked, pool)
+    values = np.full((len(rewards), len(mine)), np.nan, np.float32)
+    values[:, at] = [[_value(outcome) for outcome in outcomes[name]] for name in rewards]
+    return _Told(values, mine, index, asked, outcomes)
 
 
 def _ask(

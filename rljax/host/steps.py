@@ -30,6 +30,7 @@ OF = {  # what a part of the state is of, by the first name of its paths
     "frozen": "model",
     "opt_state": "optimizer",
     "shaping": "shaping",
+    "pending": "pending rollout",
 }
 
 

@@ -314,6 +314,20 @@ TIMING = (
             "before the step: records, evaluation, saving; not in the first",
         ),
     ),
+    *_of(
+        "host/compiled_step.py",
+        (
+            "perf/reward_seconds",
+            "seconds",
+            "of the host, on rewards in Python and a reward model's own tokens",
+            "timing_s/reward",
+        ),
+        (
+            "perf/reward_wait_seconds",
+            "seconds",
+            "of these, in which the devices had nothing to do",
+        ),
+    ),
 )
 EVALUATION = (
     *_of(

@@ -8,7 +8,7 @@ from rljax.planning.topology import (
     Compiled,
     compile_step,
     devices_of,
-    lower_step,
+    lower_training,
     use_simulated_devices,
 )
 
@@ -26,7 +26,7 @@ __all__ = [
     "footprint",
     "least_sent",
     "load_of",
-    "lower_step",
+    "lower_training",
     "parameter_counts",
     "phases",
     "plan_lines",

@@ -42,6 +42,8 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
         if not isinstance(phase.axes[name], OnHost)  # it takes room while it is used alone
     }
     counts["optimizer"] = bytes_per_device(state.opt_state, places.opt_state)
+    if state.pending is not None:
+        counts["pending rollout"] = bytes_per_device(state.pending, places.pending)
     gradients = sum(counts[name] for name in state.params)
     sampling = {}
     if built.algorithm.learns_from == "prompts":
@@ -52,7 +54,7 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
         shardings = param_shardings(model.axes, weights, mesh, SAMPLING)
         sampling["weights to sample with"] = bytes_per_device(weights, shardings)
         prompts, width = phase.batches[0].tokens.shape
-        rows = prompts * built.group_rows
+        rows = prompts // phase.parts * built.group_rows
         slots = min(keywords["slots"] or rows, rows)
         abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):  # it may have copies of key heads there

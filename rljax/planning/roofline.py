@@ -41,6 +41,7 @@ class Load(NamedTuple):
     passes: int  # over the rows: epochs
     minibatches: int  # in all epochs
     microbatches: int  # in each of them
+    draws: int = 1  # that the rollout is drawn in, one after the other
 
     def scored_in(self, mesh: Mesh | AbstractMesh) -> int:
         """Parts that rows are read in before the update, as ``build`` has it."""
@@ -83,7 +84,7 @@ def load_of(built: Build, config: Config) -> Load:
     if built.algorithm.learns_from == "prompts":
         if "value" in roles:  # before the update, also where it lies on the policy's trunk
             scoring["value"] = decoders["value"]
-        if config.correction is not None:
+        if config.rollout_correction is not None:
             scoring["policy"] = decoders["policy"]
         prompts, prompt_tokens = batch.tokens.shape
         max_tokens = built.sample.keywords["max_tokens"]
@@ -104,6 +105,7 @@ def load_of(built: Build, config: Config) -> Load:
         passes=update["epochs"],
         minibatches=update["epochs"] * update["minibatches"],
         microbatches=update["microbatches"],
+        draws=built.train.parts,
     )
 
 
@@ -153,13 +155,16 @@ def phases(
         flops = forward_flops(policy, load.prompts, load.prompt_tokens, head_width=0)
         flops += 2.0 * load.prompts * policy.width * policy.vocab_size
         moved = activation_bytes(policy, load.prompts * load.prompt_tokens) / count
-        work["prefill"] = flops, weights + moved
+        work["prefill"] = flops, load.draws * weights + moved
         token = policy.layers * (
             matrix_sizes(policy) + 2 * policy.heads * policy.head_dim * load.columns
         )
         token += policy.width * policy.vocab_size
-        turns = load.max_tokens
-        work["decode"] = 2.0 * load.rows * turns * token, turns * (weights + cache)
+        turns = load.draws * load.max_tokens
+        work["decode"] = (
+            2.0 * load.rows * load.max_tokens * token,
+            turns * (weights + cache),
+        )
     tokens = load.rows * load.columns
     if load.scoring:
         work["score"] = _sum(

@@ -22,10 +22,11 @@ from rljax.build import Build
 from rljax.checks import first_batch, laid_out
 from rljax.chips import Chip, slices_of
 from rljax.errors import UserError
+from rljax.host.compiled_step import Programs, lower_step
 from rljax.planning.buffers import Buffer, peaks, schedule, temporaries
 from rljax.planning.collectives import Collective, collectives
 from rljax.planning.programs import Program, scope_in
-from rljax.sharding import replicated, row_sharding
+from rljax.sharding import row_sharding
 
 SIMULATED = 4096  # devices, at most
 SCOPES = ("sample", "score", "update")  # of the train step
@@ -93,31 +94,31 @@ def compile_step(built: Build) -> Compiled:
     """Compiles the step of training for the mesh of a build, from shapes alone."""
     start = time.perf_counter()
     with _without_cache():
+        lowered = lower_training(built)
         tokens = built.sample.keywords["max_tokens"] if built.sample else 0
         platform = built.mesh.devices.flat[0].platform
-        parts = [_compile(one, platform, tokens) for one in lower_step(built)]
-    together = parts[0] if len(parts) == 1 else _together(*parts)
-    return together._replace(seconds=time.perf_counter() - start)
+        learn = _compile(lowered.learn, platform, tokens)
+        if lowered.draw is not None:  # the host has a part between the halves
+            draw = _compile(lowered.draw, platform, tokens)
+            learn = _together(draw, learn, built.train.parts)
+    return learn._replace(seconds=time.perf_counter() - start)
 
 
-def lower_step(built: Build) -> list[jax.stages.Lowered]:
-    """The step of training, or its two halves where the host has a part between them, as the loop
-    has them compiled; from shapes alone."""
+def lower_training(built: Build) -> Programs:
+    """The step of training as the loop has it compiled, lowered from shapes alone."""
     phase, mesh = built.train, built.mesh
     state, places = laid_out(built, phase)
-    rows = row_sharding(mesh)
-    batch = jax.tree.map(lambda x: _struct(x, rows), first_batch(built))
-    step, finish = phase.train_step, {"donate_argnums": 0}
-    finish["out_shardings"] = (places, replicated(mesh), None)
+    batch = jax.tree.map(lambda x: _struct(x, row_sharding(mesh)), first_batch(built))
     with jax.set_mesh(mesh):
-        if not phase.between.columns:
-            return [jax.jit(step.with_evidence, **finish).lower(state, batch)]
-        drawn = jax.eval_shape(step.draw_step, state, batch)
-        drawn = phase.between.abstract(drawn, rows)
-        return [
-            jax.jit(step.draw_step, out_shardings=rows).lower(state, batch),
-            jax.jit(step.learn_with_evidence, **finish).lower(state, drawn),
-        ]
+        return lower_step(
+            phase.train_step,
+            state,
+            batch,
+            shardings=places,
+            mesh=mesh,
+            between=phase.between,
+            parts=phase.parts,
+        )
 
 
 def _struct(x, sharding) -> jax.ShapeDtypeStruct:
@@ -192,12 +193,12 @@ def _filled(scopes: list[str | None]) -> list[str]:
     return filled
 
 
-def _together(draw: Compiled, learn: Compiled) -> Compiled:
-    """Of the two programs of a step that the host has a part in."""
+def _together(draw: Compiled, learn: Compiled, draws: int) -> Compiled:
+    """Of the two programs of a step that the host has a part in, the first run so many times."""
     return Compiled(
         seconds=0.0,
         collectives={
-            phase: draw.collectives.get(phase, []) + learn.collectives.get(phase, [])
+            phase: draws * draw.collectives.get(phase, []) + learn.collectives.get(phase, [])
             for phase in PHASES
         },
         held=max(draw.held, learn.held),

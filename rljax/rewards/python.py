@@ -106,7 +106,8 @@ def trl_reward(
     on_failure: Literal["leave_out"] | float = "leave_out",
     max_failed_share: float = 0.5,
 ) -> PythonReward:
-    """A function with TRL's signature, called once for all responses that this process holds:
+    """A function with TRL's signature, called once for all responses that this process holds, or
+    for those to a half of a step's prompts (``halves`` in the config), whole groups in any case:
     ``f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]``.
 
     To prompts of chat messages the completions are messages too. A function without ``**kwargs``

@@ -30,6 +30,7 @@ def sample(
     temperature: float = 1.0,
     greedy: bool | Bool[Array, "*rows"] = False,
     filter: Callable[[Array], Array] = lambda logits: logits,
+    first_row: int | Int[Array, ""] = 0,
 ) -> Rollout:
     """Draws ``group_size`` responses of at most ``max_tokens`` for each of P prompts.
 
@@ -45,6 +46,7 @@ def sample(
       temperature: above 0; log-probs are of softmax(logits / temperature), before the filter.
       greedy: rows that take the most probable token instead of drawing one; all, none, or each.
       filter: logits -> logits, such as ``make_filter(top_p=0.9)``, applied after the temperature.
+      first_row: the number i of the first row, where the prompts are a part of more.
 
     Returns: a Rollout of B = P · group_size rows and T = prompt width + max_tokens columns.
     """
@@ -63,7 +65,7 @@ def sample(
         model,
         params,
         Queue(
-            keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows)),
+            keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(rows)),
             greedy=greedy,
             mask=jnp.asarray(prompts.mask),
             logits=logits,
@@ -164,7 +166,7 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """``sample`` with its settings bound: (params, prompts, key) -> Rollout.
 
-    Its keywords ``group_size`` and ``greedy`` may be given in a call.
+    Its keywords ``group_size``, ``greedy`` and ``first_row`` may be given in a call.
     """
     if slots is not None and slots < 1:
         raise UserError(f"sampling: slots must be at least 1, or null for all rows; got {slots}")

@@ -17,7 +17,7 @@ from rljax.train.given import (
 )
 from rljax.train.optimizer import adamw
 from rljax.train.refill import make_refilled_draw
-from rljax.train.state import init_state, place, state_shardings
+from rljax.train.state import init_state, place, state_shardings, with_room
 from rljax.train.step import TrainStep
 from rljax.train.update import make_update
 
@@ -40,5 +40,6 @@ __all__ = [
     "place",
     "state_shardings",
     "with_reference",
+    "with_room",
     "without_yardsticks",
 ]

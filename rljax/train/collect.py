@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from rljax.advantages import learned_tokens
 from rljax.grouped import group_count
@@ -40,9 +40,9 @@ from rljax.types import (
     Transform,
 )
 
-Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=...)
+Sample = Callable[..., Rollout]  # (params, prompts, key, group_size=..., greedy=..., first_row=...)
 ScoreRollout = Callable[[TrainState, Rollout], Scored]
-Draw = Callable[[TrainState, PyTree, PRNGKeyArray], PyTree]  # batch -> rollout
+Draw = Callable[..., PyTree]  # (state, batch, key) -> rollout
 
 
 class Appraised(NamedTuple):
@@ -70,18 +70,30 @@ class Judged(NamedTuple):
 def make_draw(roles: Mapping[str, Role], sample: Sample, *, yardstick: bool = False) -> Draw:
     """Sampling from the policy: (state, prompts, key) -> rollout.
 
-    With a ``yardstick``, each group begins with one response more: the greedy one.
+    With a ``yardstick``, each group begins with one response more: the greedy one. Prompts that are
+    a part of more come with the number of the ``first_prompt``: their responses are those of the
+    whole.
     """
-    group_size = sample.keywords["group_size"]
-    if yardstick:
-        first = np.arange(group_size + 1) == 0
+    group_size = sample.keywords["group_size"] + yardstick
+    first = np.arange(group_size) == 0
 
-    def draw(state: TrainState, prompts: Prompts, key: PRNGKeyArray) -> Rollout:
+    def draw(
+        state: TrainState,
+        prompts: Prompts,
+        key: PRNGKeyArray,
+        first_prompt: int | Int[Array, ""] = 0,
+    ) -> Rollout:
         params = role_params(roles["policy"], state.trees)
-        if not yardstick:
-            return sample(params, prompts, key)
-        greedy = jnp.tile(first, prompts.tokens.shape[0])
-        return sample(params, prompts, key, group_size=group_size + 1, greedy=greedy)
+        greedy = jnp.tile(first, prompts.tokens.shape[0]) if yardstick else False
+        rollout = sample(
+            params,
+            prompts,
+            key,
+            group_size=group_size,
+            greedy=greedy,
+            first_row=first_prompt * group_size,
+        )
+        return rollout.replace(group=first_prompt + rollout.group)
 
     return draw
 

@@ -9,8 +9,8 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from rljax.sharding import MOMENTS, TRAINING, param_shardings, replicated
-from rljax.types import Optimizers, Params, TrainState
+from rljax.sharding import MOMENTS, TRAINING, param_shardings, replicated, rollout_shardings
+from rljax.types import Optimizers, Params, Rollout, TrainState
 
 
 def init_state(
@@ -34,6 +34,11 @@ def init_state(
     )
 
 
+def with_room(state: TrainState, drawn: Rollout) -> TrainState:
+    """The state with room for a rollout of these shapes, in which nothing was drawn yet."""
+    return state.replace(pending=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), drawn))
+
+
 def state_shardings(
     abstract: TrainState,
     axes: Mapping[str, PyTree],
@@ -41,7 +46,8 @@ def state_shardings(
     mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     """A tree of shardings like the state: parameters by the rule table, from the logical ``axes``
-    of each tree, the optimizer's moments by theirs, and the rest whole on every device."""
+    of each tree, the optimizer's moments by theirs, a pending rollout as rows are, and the rest
+    whole on every device."""
     whole = replicated(mesh)
 
     def of(params: dict[str, Params], rules=TRAINING):
@@ -67,6 +73,7 @@ def state_shardings(
         frozen=of(abstract.frozen),
         opt_state={role: moments(role) for role in abstract.opt_state},
         shaping=jax.tree.map(lambda _: whole, abstract.shaping),
+        pending=rollout_shardings(abstract.pending, mesh),
     )
 
 

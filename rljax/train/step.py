@@ -1,15 +1,17 @@
 """The train step: one pure function of (state, batch), for every algorithm."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
+from rljax.sharding import spread_rows
 from rljax.train.collect import Appraise, Draw, state_metrics
 from rljax.train.guard import guard_metrics, kept_if, sound, with_updates
 from rljax.train.update import Update
-from rljax.types import Evidence, Metrics, TrainState
+from rljax.types import Evidence, Metrics, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +21,10 @@ class TrainStep:
     Called, it is the whole step. Its halves, ``draw_step`` and ``learn``, are for a host that has
     something to do between them. ``with_evidence`` and ``learn_with_evidence`` also return what
     there is to see of the rows, where an update was left out.
+
+    A state that has a rollout ``pending`` is learned from one step later than it was drawn: the
+    batch is then that of the next step, and what is drawn, with the parameters before the update,
+    is pending afterwards. Each rollout has the keys of the step that learns from it.
     """
 
     draw: Draw
@@ -32,16 +38,36 @@ class TrainStep:
         self, state: TrainState, batch: PyTree
     ) -> tuple[TrainState, Metrics, Evidence]:
         """The whole step, and the evidence."""
-        return self.learn_with_evidence(state, self.draw_step(state, batch))
+        if state.pending is None:
+            return self.learn_with_evidence(state, self.draw_step(state, batch))
+        drawn = self.draw_step(state, batch, ahead=1)
+        new_state, metrics, evidence = self.learn_with_evidence(state, state.pending)
+        return new_state.replace(pending=drawn), metrics, evidence
 
-    def draw_step(self, state: TrainState, batch: PyTree) -> PyTree:
-        """What is to be learned from: a rollout of the batch's prompts, or the batch itself."""
+    def draw_step(self, state: TrainState, batch: PyTree, ahead: int | Array = 0) -> PyTree:
+        """What is to be learned from, so many steps ``ahead``: a rollout of the batch's prompts, or
+        the batch itself."""
         with jax.named_scope("sample"):
-            return self.draw(state, batch, _keys(state)[0])
+            return self.draw(state, batch, _keys(state, ahead)[0])
+
+    def draw_part(
+        self, state: TrainState, batch: PyTree, part: Int[Array, ""], *, parts: int
+    ) -> Rollout:
+        """Of a batch of prompts one of so many ``parts``, answered as in the whole."""
+        with jax.named_scope("sample"):
+            some = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[part], batch)
+            first_prompt = part * some.tokens.shape[0]
+            return self.draw(state, spread_rows(some), _keys(state)[0], first_prompt=first_prompt)
 
     def learn(self, state: TrainState, drawn: PyTree) -> tuple[TrainState, Metrics]:
         """The new state, and metrics."""
         return self.learn_with_evidence(state, drawn)[:2]
+
+    def learn_parts(
+        self, state: TrainState, parts: Sequence[Rollout]
+    ) -> tuple[TrainState, Metrics, Evidence]:
+        """``learn_with_evidence``, of the parts of a rollout in order."""
+        return self.learn_with_evidence(state, joined(parts))
 
     def learn_with_evidence(
         self, state: TrainState, drawn: PyTree
@@ -64,6 +90,17 @@ class TrainStep:
         return new_state, collected | updated | guarded | state_metrics(shaping), evidence
 
 
-def _keys(state: TrainState):
-    """The step's keys: for drawing, and for the update."""
-    return jax.random.split(jax.random.fold_in(state.key, state.step))
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """The parts of a rollout as one. Metrics of the drawing are means over the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [part.replace(metrics={}) for part in parts]
+    whole = spread_rows(jax.tree.map(lambda *columns: jnp.concatenate(columns), *rows))
+    metrics = [part.metrics for part in parts]
+    means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics)
+    return whole.replace(metrics=means)
+
+
+def _keys(state: TrainState, ahead: int | Array = 0):
+    """The keys of a step: for drawing, and for the update."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step + ahead))

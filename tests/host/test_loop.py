@@ -14,8 +14,9 @@ from builders import no_evidence
 
 from rljax.errors import UserError
 from rljax.host.checkpoint import Checkpoints
+from rljax.host.compiled_step import CompiledStep
 from rljax.host.guard import Guard
-from rljax.host.loop import CompiledStep, run_steps
+from rljax.host.loop import run_steps
 from rljax.host.metrics import Records
 from rljax.host.stopping import Stopped, Stopping
 from rljax.types import TrainState
@@ -27,7 +28,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rljax.data import Limits, Rows, make_batches, pair_table
-from rljax.host.loop import host_batch, place_rows
+from rljax.host.compiled_step import place_rows
+from rljax.host.loop import host_batch
 from rljax.sharding import make_mesh, row_sharding
 from rljax.tasks import character_tokenizer
 rows = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": f"{i}"} for i in range(20)]
@@ -47,8 +49,11 @@ for devices in ([first, second, third, fourth], [first, third, second, fourth]):
 class Counting(CompiledStep):
     """A step that counts."""
 
-    def __init__(self):
-        pass
+    def __init__(self, ahead: int = 0):
+        self.ahead = ahead
+
+    def place(self, batch):
+        return batch
 
     def prepare(self, state, batch):
         return batch
@@ -60,7 +65,8 @@ class Counting(CompiledStep):
 class Skipping(Counting):
     """A step that leaves its update out in every step of ``bad``."""
 
-    def __init__(self, *bad: int):
+    def __init__(self, *bad: int, ahead: int = 0):
+        super().__init__(ahead)
         self.bad = bad
 
     def __call__(self, state, batch):
@@ -153,6 +159,42 @@ def test_what_the_host_does_between_two_steps_is_timed():
     assert min(others) > 0
 
 
+def test_the_next_batch_is_on_its_way_before_a_step_is_over():
+    """So that it is part of the step's time, in which the devices are at work, and not of the time
+    between two."""
+    events, recorded = [], []
+
+    class Slow(Counting):
+        def place(self, batch):
+            events.append(f"placed {batch:.0f}")
+            time.sleep(0.02)
+            return batch
+
+    def told(step, metrics):
+        events.append(f"told {step}")
+        recorded.append(metrics)
+
+    run(Slow(), on_step=told)
+    expected = [f"{what} {step}" for step in range(1, 7) for what in ("placed", "told")]
+    expected.remove("placed 6")  # there is none after the last
+    assert events == expected
+    assert min(metrics["perf/step_seconds"] for metrics in recorded[:-1]) >= 0.02
+
+
+def test_a_step_that_draws_ahead_takes_the_batch_after_its_own():
+    class Ahead(Counting):
+        primed = ()
+
+        def prime(self, state, batch):
+            self.primed += (float(batch),)
+            return state
+
+    recorded = []
+    step = Ahead(ahead=1)
+    run(step, on_step=lambda step, metrics: recorded.append(metrics["count"]))
+    assert (step.primed, recorded) == ((0,), [1, 2, 3, 4, 5, 6])
+
+
 def test_a_run_can_stop_before_what_follows_a_step():
     def evaluate(step, state):
         if step == 3:
@@ -205,8 +247,16 @@ def test_the_count_of_a_resumed_run_goes_on():
     assert len(errors) == 1  # a good one was between
 
 
-def test_a_run_that_goes_back_saves_at_once_where_it_stands():
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_run_that_goes_back_saves_at_once_where_it_stands(ahead):
+    """A rollout that was drawn ahead is drawn anew: the one of then may be what diverged."""
+    primed = []
+
     class Diverging(Skipping):
+        def prime(self, state, batch):
+            primed.append((int(state.step), float(batch)))
+            return state
+
         def __call__(self, state, batch):
             state, metrics, evidence = super().__call__(state, batch)
             return (
@@ -223,9 +273,14 @@ def test_a_run_that_goes_back_saves_at_once_where_it_stands():
 
     recorded = []
     guard = Guard(None, "roll_back", roll_back=roll_back)
-    log = run(Diverging(3), guard=guard, on_step=lambda step, metrics: recorded.append(metrics))
+    log = run(
+        Diverging(3, ahead=ahead),
+        guard=guard,
+        on_step=lambda step, metrics: recorded.append(metrics),
+    )
     assert log == [(3, 3), None, (4, 4), (6, 6), None]
     assert [metrics.get("guard/rolled_back", 0.0) for metrics in recorded] == [0, 0, 1, 0, 0, 0]
+    assert primed == [(0, 0), (3, 3)] * ahead
 
 
 def test_each_host_makes_its_own_rows_and_together_they_are_the_batch():

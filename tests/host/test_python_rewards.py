@@ -155,7 +155,7 @@ def rollout_of(texts, rows=None, **columns):
 def reports(pool, rewards, rollout, rows=ROWS):
     """The columns that the rewards give, and what is said of them."""
     said = []
-    scored = make_scorer(rewards, rows, TOKENIZER, pool, said.append)(rollout)
+    (scored,) = make_scorer(rewards, rows, TOKENIZER, pool, said.append)([rollout])
     return {name: np.asarray(scored.extras[PYTHON_REWARD + name]) for name in rewards}, said
 
 
@@ -185,7 +185,7 @@ def test_what_a_worker_prints_is_no_line_of_the_run(folder, capfd, monkeypatch):
 
 def test_the_rest_of_the_rollout_stays_as_it_is(pool):
     rollout = rollout_of(["2", "4"])
-    scored = make_scorer(right(), ROWS, TOKENIZER, pool)(rollout)
+    (scored,) = make_scorer(right(), ROWS, TOKENIZER, pool)([rollout])
     del scored.extras[PYTHON_REWARD + "right"]
     jax.tree.map(np.testing.assert_array_equal, scored, rollout)
 
@@ -228,7 +228,7 @@ def test_rows_spread_over_8_devices(pool, spec):
         "some": trl_reward(function="scored:some"),
         "count": trl_reward(function="scored:rows_at_once"),
     }
-    scored = make_scorer(rewards, ROWS, TOKENIZER, pool)(rollout)
+    (scored,) = make_scorer(rewards, ROWS, TOKENIZER, pool)([rollout])
     for name, expected in (("right", [1.0, 0.0]), ("some", [1.0, -np.inf]), ("count", [8.0] * 2)):
         column = scored.extras[PYTHON_REWARD + name]
         assert column.sharding.is_equivalent_to(spread, 1)
@@ -273,7 +273,7 @@ def test_the_pool_goes_on_after_every_worker_hung_or_died(pool):
 def test_verl_3290_a_failed_reward_silently_scored_0(pool):
     """It is left out of learning and of the mean, and counted; or worth what the config says."""
     rollout = rollout_of(["2", "raise", "0"])
-    scored = make_scorer(right(), ROWS, TOKENIZER, pool, lambda line: None)(rollout)
+    (scored,) = make_scorer(right(), ROWS, TOKENIZER, pool, lambda line: None)([rollout])
     compiled = {"right": lambda rollout: rollout.extras[PYTHON_REWARD + "right"]}
     raw, _, counted, metrics, _ = weighted_sum(compiled, {})(scored)
     assert counted.tolist() == [True, False, True]
@@ -333,6 +333,32 @@ def test_too_many_failures_stop_the_run(pool):
     )
 
 
+def test_failures_are_counted_over_all_parts_of_a_step(pool):
+    parts = [rollout_of(["raise", "2"], [0, 0]), rollout_of(["6", "raise"], [2, 3])]
+    said = []
+    score = make_scorer(right(max_failed_share=0.5), ROWS, TOKENIZER, pool, said.append)
+    values = [part.extras[PYTHON_REWARD + "right"].tolist() for part in score(iter(parts))]
+    np.testing.assert_array_equal(values, [[np.nan, 1.0], [1.0, np.nan]])
+    assert len(said) == 1
+    assert "failed for 2 of 4 responses" in said[0]
+    assert "on row 1 of the data" in said[0]
+
+
+def test_a_part_is_scored_before_the_next_one_is_there(pool, folder):
+    """Which is what the devices draw it for meanwhile."""
+    row = {"prompt": "?", "answer": "fourth"}
+
+    def parts():
+        yield rollout_of(["again"], [0])
+        assert (folder / "fourth").exists()  # the first was asked about
+        yield rollout_of(["again"], [0])
+
+    score = make_scorer(right(), [row], TOKENIZER, pool, lambda line: None)
+    first, second = score(parts())
+    assert np.isnan(first.extras[PYTHON_REWARD + "right"]).all()
+    assert second.extras[PYTHON_REWARD + "right"].tolist() == [0.0]
+
+
 def test_another_count_of_values_fails_for_all(pool):
     rollout = rollout_of(["2", "4"])
     with pytest.raises(UserError, match="returned 1 values for 2 responses"):
@@ -379,7 +405,7 @@ def test_a_column_that_a_reward_needs_is_missed_before_anything_runs(pool):
 
 def test_responses_to_prompts_of_no_row_are_refused(pool):
     with pytest.raises(ValueError, match="need the data row"):
-        make_scorer(right(), ROWS, TOKENIZER, pool)(rollout_of(["2"], [UNSEEN]))
+        make_scorer(right(), ROWS, TOKENIZER, pool)([rollout_of(["2"], [UNSEEN])])
 
 
 def test_workers_have_neither_the_parents_main_module_nor_its_accelerators(pool):

@@ -61,6 +61,14 @@ def test_tunix_the_eos_was_cut_off_and_never_trained(rollout):
     assert 0 < rollout.truncated.sum() < 12  # and so do both ends
 
 
+def test_rows_of_a_part_are_those_of_the_whole(rollout):
+    part = draw(PARAMS, jax.tree.map(lambda x: x[1:], PROMPTS), KEY, first_row=4)
+    np.testing.assert_array_equal(part.tokens, rollout.tokens[4:])
+    np.testing.assert_allclose(part.logprobs, rollout.logprobs[4:], atol=1e-5)
+    other = draw(PARAMS, jax.tree.map(lambda x: x[1:], PROMPTS), KEY)
+    assert (other.tokens != rollout.tokens[4:]).any()
+
+
 def test_logprobs_equal_those_of_the_training_forward(rollout):
     logprobs, _ = jax.jit(lambda p, t, m: token_logprobs(MODEL, p, t, m))(
         PARAMS, rollout.tokens, rollout.mask

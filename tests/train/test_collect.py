@@ -63,7 +63,7 @@ STATE = init_state(
 # make_draw
 
 
-def sample(params, prompts, key, *, group_size, greedy=False) -> Rollout:
+def sample(params, prompts, key, *, group_size, greedy=False, first_row=0) -> Rollout:
     """What it was asked with, as a rollout of zeros."""
     rows = prompts.tokens.shape[0] * group_size
     rollout = make_rollout([1] * rows)
@@ -72,6 +72,7 @@ def sample(params, prompts, key, *, group_size, greedy=False) -> Rollout:
         extras={
             "params": jnp.broadcast_to(params, (rows, VOCAB, VOCAB)),
             "draw": jax.random.uniform(key, (rows,)),
+            "row": first_row + jnp.arange(rows),
         },
     )
 
@@ -89,6 +90,16 @@ def test_each_group_begins_with_its_greedy_row_if_there_is_a_yardstick(yardstick
     np.testing.assert_array_equal(
         rollout.extras["draw"], jax.random.uniform(key, (3 * len(group),))
     )
+
+
+@pytest.mark.parametrize("yardstick", [False, True])
+def test_a_part_has_the_rows_and_the_prompts_of_the_whole(yardstick):
+    draw = make_draw(ROLES, functools.partial(sample, group_size=2), yardstick=yardstick)
+    draw, size = jax.jit(draw), 2 + yardstick
+    whole = draw(STATE, PROMPTS, jax.random.key(1))
+    part = draw(STATE, jax.tree.map(lambda x: x[1:], PROMPTS), jax.random.key(1), 1)
+    np.testing.assert_array_equal(part.extras["row"], whole.extras["row"][size:])
+    np.testing.assert_array_equal(part.group, whole.group[: 2 * size] + 1)
 
 
 def test_without_yardsticks_the_rows_behind_each_first_are_left():
