@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, PRNGKeyArray
+from jaxtyping import Bool, Int, PRNGKeyArray
 
 from rljax.errors import UserError
 from rljax.sampling.chunk import chunk_sizes, chunk_tokens, draw_chunk
