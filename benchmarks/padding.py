@@ -31,7 +31,7 @@ from rljax.train import place
 from rljax.train.buckets import make_lots, widths
 from rljax.types import Experience
 
-REPEATS = 5
+REPEATS = 3
 DEVIATION = 0.15  # of normal lengths, as a share of their mean
 
 

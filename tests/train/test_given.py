@@ -10,6 +10,7 @@ import pytest
 
 from rljax.algorithms import bco, kto, sft
 from rljax.train import init_state, make_appraise_given, make_forward, make_measure
+from rljax.train.buckets import map_rows
 from rljax.types import Experience, Model, Role
 
 VOCABULARY = 5
@@ -64,11 +65,14 @@ def ratios(tokens):
     return np.array(found)
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
-def test_ktos_baseline_is_of_mismatched_rows_whatever_the_microbatches(microbatches):
+@pytest.mark.parametrize("counts", [{}, {"parts": 4}, {"parts": 4, "buckets": 2}], ids=str)
+def test_ktos_baseline_is_of_mismatched_rows_in_whatever_parts_they_are_read(counts):
     algorithm = kto()
     appraise = make_appraise_given(
-        ROLES, needs_reference=True, baseline=algorithm.baseline, microbatches=microbatches
+        ROLES,
+        needs_reference=True,
+        baseline=algorithm.baseline,
+        over_rows=functools.partial(map_rows, **counts),
     )
     batch, shaping, metrics, _ = jax.jit(appraise)(state(), BATCH)
     expected = max(ratios(TOKENS[::-1])[:7].mean(), 0.0)
