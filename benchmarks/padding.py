@@ -5,12 +5,10 @@
 
 Compiles a config's update with ``update.buckets`` and ``update.microbatches`` as given, and times
 each on the same rows, in turn: responses whose lengths are drawn around a mean, or geometrically.
-Prints a table, and JSON as the last line: seconds to compile and to run, as a share of the first,
-and the share of the columns that is computed.
+Told are the seconds to compile and to run, and the share of the columns that is computed.
 """
 
 import argparse
-import json
 import sys
 import time
 from typing import Any, NamedTuple
@@ -18,16 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.step import draw
+from benchmarks.built import benched
+from benchmarks.report import report
 from rljax.build import Build, build
-from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.launch import config_and_overrides
 from rljax.sharding import split_rows
-from rljax.train import place
 from rljax.train.buckets import make_lots, widths
 from rljax.types import Experience
 
@@ -48,15 +43,11 @@ class Arm(NamedTuple):
 
 def measure(options: argparse.Namespace) -> list[Arm]:
     """Every combination, all means one after the other."""
-    path, overrides = config_and_overrides(options.settings)
-    config = load_config(path, ["warm_start=null", *overrides])
-    plain = build(config, path.parent)
-    phase, key = plain.train, jax.random.key(0)
-    roles = {"axes": phase.axes, "optimizers": phase.optimizers, "mesh": plain.mesh}
-    arms = []
-    with jax.set_mesh(plain.mesh):
-        state = place(lambda key: phase.begin(draw(plain, key)), jax.random.key(0), **roles)
-        rows = {mean: experience(plain, state, mean, options.spread) for mean in options.mean}
+    path, _ = config_and_overrides(options.settings)
+    key, arms = jax.random.key(0), []
+    with benched(options.settings) as bench:
+        config, built, state = bench.config, bench.built, bench.state()
+        rows = {mean: experience(built, state, mean, options.spread) for mean in options.mean}
         for microbatches in options.microbatches:
             for buckets in options.buckets:
                 settings = {"buckets": buckets, "microbatches": microbatches}
@@ -138,21 +129,11 @@ def main() -> None:
         arms = measure(parser.parse_intermixed_args())
     except UserError as error:
         sys.exit(f"benchmarks.padding: error: {error}")
-    device = jax.devices()[0].device_kind
-    table = Table(title=f"one update, {jax.device_count()} x {device}, jax {jax.__version__}")
-    for name in ("mean", "buckets", "micro-batches", "compile s", "computed", "update s", "share"):
-        table.add_column(name, justify="right")
     first = {arm.mean: arm.seconds for arm in reversed(arms)}
-    for arm in arms:
-        table.add_row(
-            *map(str, (arm.mean, arm.buckets, arm.microbatches)),
-            f"{arm.compile_seconds:.1f}",
-            f"{arm.computed:.0%}",
-            f"{arm.seconds:.3f}",
-            f"{arm.seconds / first[arm.mean]:.2f}",
-        )
-    Console().print(table)
-    print(json.dumps([arm._asdict() for arm in arms]))
+    report(
+        "one update",
+        [arm._asdict() | {"of the first": arm.seconds / first[arm.mean]} for arm in arms],
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ HARMLESS = [
     "update.microbatches=2",
     "update.buckets=4",
     "halves=false",
+    "sampling.slots=4",
     "models.policy.remat=dots",
     "data.eval=other.jsonl",
     "metrics.tensorboard=true",

@@ -41,7 +41,7 @@ class Load(NamedTuple):
     passes: int  # over the rows: epochs
     minibatches: int  # in all epochs
     microbatches: int  # in each of them
-    draws: int = 1  # that the rollout is drawn in, one after the other
+    draws: int = 1  # that rows are drawn in, one after the other: parts, or fills of the slots
 
     def scored_in(self, mesh: Mesh | AbstractMesh) -> int:
         """Parts that rows are read in before the update, as ``build`` has it."""
@@ -89,8 +89,11 @@ def load_of(built: Build, config: Config) -> Load:
         prompts, prompt_tokens = batch.tokens.shape
         max_tokens = built.sample.keywords["max_tokens"]
         rows, columns = prompts * built.group_rows, prompt_tokens + max_tokens
+        at_once = rows // built.train.parts
+        slots = built.sample.keywords["slots"] or at_once
+        draws = built.train.parts * math.ceil(at_once / slots)
     else:
-        prompts = prompt_tokens = max_tokens = 0
+        prompts = prompt_tokens = max_tokens = draws = 0
         rows, columns = batch.tokens.shape
         rows *= 2 if batch.mismatched is not None else 1
     return Load(
@@ -105,7 +108,7 @@ def load_of(built: Build, config: Config) -> Load:
         passes=update["epochs"],
         minibatches=update["epochs"] * update["minibatches"],
         microbatches=update["microbatches"],
-        draws=built.train.parts,
+        draws=draws,
     )
 
 
