@@ -20,6 +20,7 @@ from rljax.sharding import spread_rows
 from rljax.types import COLUMNS, ROWS, Array, Cache, Model, Params
 
 LEAST_CHUNK, MOST_CHUNK = 16, 64  # tokens
+SHORT = 128  # tokens of a budget that is soon over: sizes for it take longer to compile
 SIZES = ((4, 1), (1, 2), (1, 1))  # of chunks: one in so many slots, a part of the budget
 ENOUGH_FREE = 8  # while rows wait, a chunk ends when one in so many slots is free
 
@@ -32,14 +33,14 @@ class Size(NamedTuple):
 
 
 def chunk_tokens(max_tokens: int, *, queued: bool, stacked: bool) -> int:
-    """Tokens of a chunk, at most; all there are, if that takes least.
+    """Tokens of a chunk, at most; all there are, where smaller chunks would cost more than they
+    save.
 
     Args:
       queued: rows wait for slots.
-      stacked: the caches of many layers are one array: a model too large to have them twice for
-        the sake of smaller chunks alone.
+      stacked: the caches of many layers are one array: of a model too large to have them twice.
     """
-    if stacked and not queued:
+    if not queued and (stacked or max_tokens <= SHORT):
         return max_tokens
     return min(max_tokens, max(LEAST_CHUNK, min(MOST_CHUNK, max_tokens // 8)))
 

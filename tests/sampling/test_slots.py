@@ -129,7 +129,14 @@ def test_ended_rows_cost_no_more_than_a_chunk():
 
 @pytest.mark.parametrize(
     ("max_tokens", "queued", "stacked", "tokens"),
-    [(6, True, True, 6), (72, False, False, 16), (512, True, True, 64), (512, False, True, 512)],
+    [
+        (6, True, True, 6),
+        (72, True, False, 16),
+        (72, False, False, 72),
+        (256, False, False, 32),
+        (512, True, True, 64),
+        (512, False, True, 512),
+    ],
 )
 def test_tokens_of_a_chunk(max_tokens, queued, stacked, tokens):
     assert chunk_tokens(max_tokens, queued=queued, stacked=stacked) == tokens
@@ -150,7 +157,8 @@ def test_columns_of_the_caches():
     """Those of the slots, with room for one chunk, and as many in the largest chunk."""
     assert cached_columns(8, 8, 10, 512, stacked=True) == 10 + 512
     assert cached_columns(4, 8, 10, 512, stacked=True) == 2 * (10 + 512 + 64)
-    assert cached_columns(8, 8, 10, 72, stacked=False) == 2 * (10 + 72 + 16)
+    assert cached_columns(8, 8, 10, 256, stacked=False) == 2 * (10 + 256 + 32)
+    assert cached_columns(8, 8, 10, 72, stacked=False) == 10 + 72
     assert cached_columns(4, 8, 10, 6, stacked=False) == 10 + 10 + 6
 
 
