@@ -31,7 +31,7 @@ from rljax.cli import COMMANDS
 MODULE = "benchmarks.start_up"
 CHILD = "--one"
 LAUNCH = ["warm_start=null", "steps=2"]
-DEPTHS = (4, 24)
+DEPTHS = (4, 24)  # layers
 
 
 def told() -> list[Row]:

@@ -1,10 +1,10 @@
 """How quickly do weights come from a Hugging Face folder onto the devices, and back?
 
-    python -m benchmarks.weights [--layers 8]
+    python -m benchmarks.weights [--layers 4]
 
-Writes a Llama with random float32 weights of a gigabyte or so to a temporary folder, imports it and
-exports it again, each against what safetensors alone takes to read or write the same files. They
-are in the kernel's cache, so that the disk's own speed has no part in it.
+Writes a Llama with random float32 weights to a temporary folder, imports it and exports it again,
+each against what safetensors alone takes to read or write the same files. They are in the kernel's
+cache, so that the disk's own speed has no part in it.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def measure(layers: int, sizes: dict[str, int]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__)
-    parser.add_argument("--layers", type=int, default=4, help="default 4: a gigabyte")
+    parser.add_argument("--layers", type=int, default=4, help="default 4: 1.3 GB")
     report("weights", measure(parser.parse_args().layers, SIZES))
 
 
