@@ -1,6 +1,6 @@
 """What does it cost that some responses are far longer than others?
 
-    python -m benchmarks.slots [--rows 512] [--slots 32] [--mean 64] [--limit 512] [--shape 4x256]
+    python -m benchmarks.slots [--rows 256] [--slots 32] [--mean 64] [--limit 512] [--shape 4x256]
 
 A random Llama draws responses whose lengths are spread geometrically, since so many of its ids end
 a response as make the mean. The same rows are drawn in static batches of ``--slots`` rows, each of
@@ -25,7 +25,7 @@ from rljax.models import decoder
 from rljax.sampling import make_sampler
 from rljax.types import Prompts, Rollout
 
-REPEATS = 3
+REPEATS = 2
 VOCAB, PROMPT_TOKENS = 1024, 32
 
 
@@ -62,12 +62,11 @@ def measure(layers: int, width: int, *, rows: int, slots: int, mean: int, limit:
     }
     found, static, drawn = [], 0.0, None
     for name, way in ways.items():
-        responses = np.concatenate([rollout.tokens for rollout in way()])
-        lengths = np.concatenate([rollout.lengths for rollout in way()])
+        rollouts = way()
+        responses = np.concatenate([rollout.tokens for rollout in rollouts])
+        lengths = np.concatenate([rollout.lengths for rollout in rollouts])
         if drawn is not None and not np.array_equal(drawn, responses):
-            raise SystemExit(
-                f"benchmarks.slots: error: {name}: other tokens than in static batches"
-            )
+            raise SystemExit(f"benchmarks.slots: error: {name}: not the tokens of static batches")
         drawn = responses
         seconds = median_seconds(way, REPEATS)
         static = static or seconds
@@ -87,7 +86,7 @@ def measure(layers: int, width: int, *, rows: int, slots: int, mean: int, limit:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slots", description=__doc__)
     parser.add_argument("--shape", default="4x256", help="layers x width; default 4x256")
-    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--mean", type=int, default=64, help="of the lengths, about; in tokens")
     parser.add_argument("--limit", type=int, default=512, help="of a response, in tokens")
