@@ -173,7 +173,7 @@ class Config(Section):
     update: dict[str, Any] = {}
     correction: dict[str, Any] | None = None  # null: sampled tokens are taken as the policy's own
     staleness: Annotated[int, pydantic.Field(ge=0, le=1)] = 0  # updates that the sampler is behind
-    halves: bool = True  # where the host gives rewards: of one half, as the other is sampled
+    halves: bool = False  # where the host gives rewards: of one half, as the other is sampled
     optimizer: dict[str, dict[str, Any]]
     warm_start: WarmStart | None = None
     guard: Guarding = Guarding()

@@ -71,8 +71,8 @@ def assert_same(one, other, atol=1e-5):
 
 @pytest.mark.parametrize("algorithm", [[], REMAX], ids=["grpo", "remax"])
 def test_halves_are_the_whole(algorithm):
-    whole = train(*PYTHON, *algorithm, "halves=false")
-    halves = train(*PYTHON, *algorithm)
+    whole = train(*PYTHON, *algorithm)
+    halves = train(*PYTHON, *algorithm, "halves=true")
     assert_same(whole, halves)
     assert whole[1][0]["rewards/mine/failed"] > 0
     assert (len(whole[2]), len(halves[2])) == (2, 4)
@@ -83,16 +83,20 @@ def test_halves_are_the_whole(algorithm):
 
 
 def test_halves_on_eight_devices_are_those_of_one():
-    settings = [*PYTHON, "data.prompts_per_step=16", "sampling.group_size=2"]
+    settings = [*PYTHON, "halves=true", "data.prompts_per_step=16", "sampling.group_size=2"]
     assert_same(train(*settings), train(*settings, "mesh={data: 4, fsdp: 2}", devices=8))
 
 
 def test_what_cannot_be_halved_is_drawn_whole():
-    assert tiny_build(*PYTHON).train.parts == 2
-    assert tiny_build(*PYTHON, "data.prompts_per_step=7").train.parts == 1
-    assert tiny_build(*PYTHON, "mesh.data=8", devices=8).train.parts == 1  # a half has 4 rows
-    assert tiny_build(*PYTHON, "staleness=1").train.parts == 1
-    assert tiny_build(*SETTINGS).train.parts == 1  # the host has nothing to do
+    def parts(*settings, **keywords):
+        return tiny_build(*settings, "halves=true", **keywords).train.parts
+
+    assert parts(*PYTHON) == 2
+    assert parts(*PYTHON, "data.prompts_per_step=7") == 1
+    assert parts(*PYTHON, "mesh.data=8", devices=8) == 1  # a half has 4 rows
+    assert parts(*PYTHON, "staleness=1") == 1
+    assert parts(*SETTINGS) == 1  # the host has nothing to do
+    assert tiny_build(*PYTHON).train.parts == 1  # nobody asked for it
 
 
 def by_hand(*settings, steps):
@@ -129,7 +133,7 @@ def test_a_stale_step_on_eight_devices_is_that_of_one():
 
 
 def test_the_first_rollout_is_the_one_that_is_drawn_without_staleness():
-    fresh, stale = train(*PYTHON, "halves=false"), train(*PYTHON, "staleness=1")
+    fresh, stale = train(*PYTHON), train(*PYTHON, "staleness=1")
     np.testing.assert_array_equal(fresh[2][0].tokens, stale[2][0].tokens)
     assert (fresh[2][1].tokens != stale[2][1].tokens).any()  # the update was not waited for
 
