@@ -6,12 +6,10 @@ By default configs/grpo.yaml, with a reward that sleeps for each response, as on
 judge over the network: for a whole rollout as long as half a sampling takes, as long, and twice as
 long. The rollout is drawn whole (``halves=false``), in halves, and one step ahead
 (``staleness=1``): steps of the three in turn, of which the medians are taken. What a step takes
-beyond the whole one with a reward that does not sleep is the reward's price. Prints a table, and
-JSON as the last line.
+beyond the whole one with a reward that does not sleep is the reward's price.
 """
 
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -20,18 +18,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.step import draw
-from rljax.build import Build, build
+from benchmarks.built import Bench
+from benchmarks.report import report
+from rljax.build import build
 from rljax.checks import laid_out
 from rljax.config import load_config
 from rljax.errors import UserError
 from rljax.host.compiled_step import CompiledStep
 from rljax.host.loop import to_host
 from rljax.launch import config_and_overrides
-from rljax.train import place
 from rljax.types import PYTHON_REWARD, Rollout
 
 REPEATS = 5
@@ -60,15 +56,12 @@ class Sleeping:
 class Training:
     """Steps of a config, one after the other."""
 
-    def __init__(self, built: Build, sleeping: Sleeping):
-        self.phase, mesh = built.train, built.mesh
-        roles = {"axes": self.phase.axes, "optimizers": self.phase.optimizers, "mesh": mesh}
-        begin = self.phase.begin
-        self.state = place(lambda key: begin(draw(built, key)), jax.random.key(0), **roles)
+    def __init__(self, bench: Bench, sleeping: Sleeping):
+        self.phase, self.state = bench.built.train, bench.state()
         self.step = CompiledStep(
             self.phase.train_step,
-            laid_out(built, self.phase)[1],
-            mesh,
+            laid_out(bench.built, self.phase)[1],
+            bench.built.mesh,
             contextlib.nullcontext,
             self.phase.between._replace(add=sleeping),
             self.phase.parts,
@@ -96,9 +89,10 @@ def measure(arguments: list[str]) -> list[dict[str, Any]]:
     settings = ["warm_start=null", "optimizer.policy.learning_rate=1e-12", REWARD, *overrides]
     sleeping, trainings = Sleeping(), {}
     for mode, own in MODES.items():
-        built = build(load_config(path, [*settings, *own]), path.parent)
+        config = load_config(path, [*settings, *own])
+        built = build(config, path.parent)
         with jax.set_mesh(built.mesh):
-            trainings[mode] = Training(built, sleeping)
+            trainings[mode] = Training(Bench(config, built), sleeping)
             trainings[mode].run()  # compiles
     if trainings["halves"].phase.parts == 1:
         raise UserError("the prompts of this config do not divide into halves")
@@ -146,22 +140,21 @@ def main() -> None:
         found = measure(sys.argv[1:])
     except UserError as error:
         sys.exit(f"benchmarks.overlap: error: {error}")
-    device = jax.devices()[0].device_kind
-    sampling = found[0]["sampling_seconds"]
-    free = {one["mode"]: one["step_seconds"] for one in found if not one["slept_seconds"]}
-    table = Table(
-        title=f"a step with a reward that sleeps, {jax.device_count()} x {device}, jax "
-        f"{jax.__version__}; sampling {sampling:.3f} s"
+    free = next(
+        one["step_seconds"] for one in found if one["mode"] == "whole" and not one["slept_seconds"]
     )
-    for column in ("reward, s", "mode", "step, s", "devices waited, s", "price of the reward, s"):
-        table.add_column(column, justify="left" if column == "mode" else "right")
-    for one in found:
-        price = one["step_seconds"] - free["whole"]
-        cells = (one["slept_seconds"], one["step_seconds"], one["waited_seconds"], price)
-        slept, *others = (f"{cell:.3f}" for cell in cells)
-        table.add_row(slept, one["mode"], *others)
-    Console().print(table)
-    print(json.dumps(found))
+    rows = [
+        {
+            "mode": one["mode"],
+            "the reward sleeps, s": one["slept_seconds"],
+            "a step, s": one["step_seconds"],
+            "devices waited, s": one["waited_seconds"],
+            "price of the reward, s": one["step_seconds"] - free,
+            "sampling alone, s": one["sampling_seconds"],
+        }
+        for one in found
+    ]
+    report("a step with a reward that sleeps", rows)
 
 
 if __name__ == "__main__":
