@@ -180,7 +180,11 @@ def test_a_yardsticks_reward_is_blamed_on_it_and_not_on_its_group():
     state = world.state.replace(shaping={})
     at = jnp.arange(bad_numbers.ROWS)
     rollout = bad_numbers.sample(
-        state.params["policy"], world.batch({6: "reward nan"}), jax.random.key(0)
+        state.params["policy"],
+        world.batch({6: "reward nan"}),
+        jax.random.key(0),
+        greedy=False,
+        first_row=0,
     ).replace(greedy=at % 2 == 0, group=at // 2)
     experience, _, _, evidence = without_yardsticks(appraise, 1)(state, rollout)
     assert not np.isfinite(experience.advantages[3]).all()  # its group's other row
