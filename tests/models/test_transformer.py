@@ -133,7 +133,8 @@ def test_bfloat16_computes_over_float32_parameters():
     params = model.init(jax.random.key(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert model.apply(params, TOKENS, MASK).dtype == jnp.bfloat16
-    assert model.init_cache(1, 1).keys.dtype == jnp.bfloat16
+    cache = model.init_cache(1, 1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     half = logits(params, TOKENS, MASK, model)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, logits(params, TOKENS, MASK), atol=0.05)
