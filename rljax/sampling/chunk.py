@@ -125,7 +125,7 @@ def draw_chunk(
 
     def proceed(chunk: _Chunk):
         going = (chunk.step < length) & chunk.alive.any()
-        if everyone and total < rows:
+        if everyone and total < rows and length < max_tokens:
             free = free_slots(state._replace(alive=chunk.alive), rows // shards)
             going &= free < max(1, total // ENOUGH_FREE)
         return going

@@ -110,6 +110,7 @@ class Order(NamedTuple):
 
 
 def alive_first(alive: Bool[Array, " DN"], shards: int) -> Order:
+    """The order of the slots in which a chunk takes the first few."""
     alive = alive.reshape(shards, -1)
     behind = alive.sum(axis=1, keepdims=True) + jnp.cumsum(~alive, axis=1) - 1
     place = jnp.where(alive, jnp.cumsum(alive, axis=1) - 1, behind).reshape(-1)

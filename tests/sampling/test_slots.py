@@ -61,6 +61,11 @@ def test_responses_do_not_depend_on_the_slots(whole, slots):
     assert_same(drawn(sampler(slots=slots)), whole)
 
 
+def test_a_budget_of_one_chunk_is_drawn_to_its_end():
+    """Rows that wait do not cut it short, for nothing of it is kept for another."""
+    assert_same(drawn(sampler(slots=8, max_tokens=12)), drawn(sampler(max_tokens=12)))
+
+
 def test_logprobs_of_refilled_slots_are_those_of_the_training_forward():
     rollout = drawn(sampler(slots=5))
     logprobs, _ = jax.jit(lambda p, t, m: token_logprobs(MODEL, p, t, m))(
