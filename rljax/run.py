@@ -34,7 +34,7 @@ from rljax.host.compiled_step import CompiledStep
 from rljax.host.evidence import BadSteps
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.listeners import Failure, Listeners
-from rljax.host.loop import host_batch, run_steps
+from rljax.host.loop import host_batch, run_steps, unmeasured
 from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.samples import SAMPLES, keep_samples, table_path, write_samples
 from rljax.host.selection import out_of_patience
@@ -43,6 +43,7 @@ from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
 from rljax.listening import open_listeners
 from rljax.phases import Phase
+from rljax.planning import step_speed
 from rljax.roles import Trees
 from rljax.starts import load_start
 from rljax.train import place
@@ -374,7 +375,7 @@ class Run:
         enough: Callable[[], bool] = lambda: False,
     ) -> TrainState:
         """Runs a phase from where its state stands to its end, or until it is ``enough``."""
-        done = int(state.step)
+        done, trains = int(state.step), phase.name == self.built.train.name
         changes: dict[str, float] = {}
         warned: set[str] = set()
 
@@ -385,7 +386,7 @@ class Run:
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
                 self._warn(text, step)
-            if phase.name == self.built.train.name:
+            if trains:
                 self._listeners.on_step(step, metrics)
 
         part = self._folder(phase).relative_to(self.folder)
@@ -407,6 +408,7 @@ class Run:
                 on_step=on_step,
                 on_state=on_state,
                 enough=enough,
+                speed=step_speed(self.built, self.config) if trains else unmeasured,
                 progress=functools.partial(self._progress, checkpoints),
                 stopping=self._stopping,
                 guard=self._guard(phase, checkpoints),
