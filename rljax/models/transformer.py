@@ -18,7 +18,7 @@ from rljax.models.config import DecoderConfig
 from rljax.models.layers import Block, RMSNorm, normal, small_std
 from rljax.models.rope import turns
 from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, lay
-from rljax.types import COLUMNS, ROWS, Cache, Model, Params
+from rljax.types import ROWS, Cache, Model, Params
 
 MOST_UNROLLED = 8  # layers, whose caches lie apart: then none is copied to be read
 INPUT = "layer_input"
@@ -54,14 +54,15 @@ class Decoder(nnx.Module):
         tokens,
         mask,
         cache: Cache | None = None,
-        column: int | Array = 0,
+        column: int | Int[Array, "*B"] = 0,
         segments: Int[Array, "B T"] | None = None,
         layers: tuple[Params, ...] | None = None,
     ):
         """Hidden states [B, Tq, D] of ``tokens`` [B, Tq], attending causally.
 
         Without a cache ``mask`` is [B, Tq]. With one, ``tokens`` stand at columns ``column``… of
-        its S columns, ``mask`` is [B, S] and covers them too; the new cache is returned as well.
+        its S columns, of all rows or [B] of each; ``mask`` is [B, S] and covers them too; the new
+        cache is returned as well.
         ``segments`` numbers the sequences that are packed into a row: each token attends within
         its own, and positions begin anew in each. ``layers``: the parameters of each, if they are
         not stacked.
@@ -70,10 +71,9 @@ class Decoder(nnx.Module):
         counts = jnp.cumsum(mask, axis=-1)
         if segments is not None:
             counts = counts - _before_segment(counts, segments)
-        positions = jax.lax.dynamic_slice_in_dim(
-            jnp.maximum(counts - 1, 0), column, queries, axis=1
-        )
-        causal = column + jnp.arange(queries)[:, None] >= jnp.arange(mask.shape[1])
+        positions = _columns_from(column, jnp.maximum(counts - 1, 0), queries)
+        first = jnp.expand_dims(column, (-2, -1))
+        causal = first + jnp.arange(queries)[:, None] >= jnp.arange(mask.shape[1])
         distance = positions[:, :, None] - (counts - 1)[:, None]  # in tokens: columns may be empty
         kinds = list(dict.fromkeys(config.attends))
         ropes = jnp.stack([turns(kind.rope, positions) for kind in kinds])
@@ -264,12 +264,39 @@ def _within(there, distance, window: int | None):
     return there if window is None else there & (distance < window)
 
 
+def _columns_from(column, x, count: int):
+    """So many columns of x [B, S], from the same one on or from each row's own."""
+
+    def cut(x, column):
+        return jax.lax.dynamic_slice_in_dim(x, column, count, axis=-1)
+
+    return jax.vmap(cut)(x, column) if jnp.ndim(column) else cut(x, column)
+
+
 def _write(cache: Cache, k, v, layer, column) -> Cache:
+    put = _put_each if jnp.ndim(column) else _put
+
     def write(old, new):
         new = new.astype(jax.tree.leaves(old)[0].dtype)
         if isinstance(old, tuple):
-            one = jax.lax.dynamic_update_slice_in_dim(old[layer], new, column, axis=COLUMNS)
-            return (*old[:layer], one, *old[layer + 1 :])
-        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
+            return (*old[:layer], put(old[layer][None], new, 0, column)[0], *old[layer + 1 :])
+        return put(old, new, layer, column)
 
     return Cache(write(cache.keys, k), write(cache.values, v))
+
+
+def _put(old, new, layer, column):
+    return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
+
+
+def _put_each(old, new, layer, column):
+    """``_put`` at a column [B] of each row; in place, and each shard of the rows by itself."""
+    index = jnp.stack([jnp.full_like(column, layer), column], axis=-1)
+    places = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3),
+        inserted_window_dims=(0,),
+        scatter_dims_to_operand_dims=(0, 3),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    return jax.lax.scatter(old, index, new, places, unique_indices=True, mode="clip")

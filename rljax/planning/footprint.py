@@ -59,7 +59,14 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
         abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):  # it may have copies of key heads there
             stacked = not isinstance(jax.eval_shape(lambda: model.init_cache(1, 1)).keys, tuple)
-            columns = cached_columns(slots, rows, width, keywords["max_tokens"], stacked=stacked)
+            columns = cached_columns(
+                slots,
+                rows,
+                width,
+                keywords["max_tokens"],
+                guesses=keywords["prompt_lookup"],
+                stacked=stacked,
+            )
             cache = jax.eval_shape(functools.partial(model.init_cache, slots, columns))
         sampling["KV cache"] = sum(_bytes(leaf, mesh) for leaf in jax.tree.leaves(cache))
     return Footprint(counts, sampling, {"gradients": gradients})

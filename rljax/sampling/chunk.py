@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from rljax.sampling.by_shard import take
-from rljax.sampling.decode import draw, feed, lay_cache
+from rljax.sampling.decode import Rules, draw, feed, lay_cache
+from rljax.sampling.lookup import Text, draw_ahead
 from rljax.sampling.slots import Drawn, Order, Queue, Slots, free_slots
 from rljax.sharding import spread_rows
 from rljax.types import COLUMNS, ROWS, Array, Cache, Model, Params
@@ -56,25 +57,16 @@ def chunk_sizes(slots: int, width: int, max_tokens: int, *, length: int) -> list
     return sorted(sizes, key=lambda size: (size.slots * size.columns, size))
 
 
-def cached_columns(slots: int, rows: int, width: int, max_tokens: int, *, stacked: bool) -> int:
+def cached_columns(
+    slots: int, rows: int, width: int, max_tokens: int, *, guesses: int, stacked: bool
+) -> int:
     """Columns of the caches of each slot, its copy in the largest chunk included."""
     length = chunk_tokens(max_tokens, queued=slots < rows, stacked=stacked)
-    largest = chunk_sizes(slots, width, max_tokens, length=length)[-1].columns + length
+    fresh = length + guesses
+    largest = chunk_sizes(slots, width, max_tokens, length=length)[-1].columns + fresh
     if length < max_tokens:
-        return largest + width + max_tokens + length
+        return largest + width + max_tokens + fresh
     return largest if slots == rows else largest + width
-
-
-class _Chunk(NamedTuple):
-    """The carry of a chunk's loop; n of each shard's slots take part."""
-
-    step: Int[Array, ""]
-    tokens: Int[Array, "Dn C"]
-    logprobs: Float[Array, "Dn C"]
-    alive: Bool[Array, " Dn"]
-    visible: Bool[Array, "Dn S"]
-    logits: Float[Array, "Dn V"]
-    cache: Cache
 
 
 def draw_chunk(
@@ -86,6 +78,7 @@ def draw_chunk(
     order: Order,
     *,
     length: int,
+    guesses: int,
     max_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
@@ -96,6 +89,7 @@ def draw_chunk(
     shards, (prompts, width) = state.begun.shape[0], queue.mask.shape
     rows, total = queue.greedy.shape[0], state.alive.shape[0]
     everyone = size.slots * shards == total
+    fresh = length + guesses
     slot = order.slot.reshape(shards, -1)[:, : size.slots].reshape(-1)
     eos = jnp.asarray(eos_ids)
 
@@ -104,77 +98,124 @@ def draw_chunk(
 
     row, drawn, alive = pick(state.row), pick(state.drawn), pick(state.alive)
     keys, greedy = take(queue.keys, row, shards), take(queue.greedy, row, shards)
-    prompt = take(queue.mask, row // (rows // prompts), shards)
+    asked = row // (rows // prompts)
     response = jnp.arange(width, size.columns) < width + drawn[:, None]
-    visible = jnp.concatenate([prompt, response], axis=1)
+    visible = jnp.concatenate([take(queue.mask, asked, shards), response], axis=1)
 
     def cut(x):
         x = jax.lax.slice_in_dim(x, 0, size.columns, axis=x.ndim + COLUMNS)
-        return jnp.pad(pick(x, ROWS), [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
+        return jnp.pad(pick(x, ROWS), [(0, 0)] * (x.ndim - 2) + [(0, fresh), (0, 0)])
 
-    nothing = spread_rows(jnp.zeros((*row.shape, length)))
-    start = _Chunk(
-        step=jnp.int32(0),
+    nothing = spread_rows(jnp.zeros((*row.shape, fresh)))
+    begun = Drawn(
+        count=jnp.zeros_like(drawn),
         tokens=jnp.full_like(nothing, pad_id, jnp.int32),
         logprobs=nothing,
         alive=alive,
-        visible=spread_rows(jnp.pad(visible, [(0, 0), (0, length)])),
         logits=pick(state.logits),
         cache=lay_cache(jax.tree.map(cut, state.cache)),
     )
 
-    def proceed(chunk: _Chunk):
-        going = (chunk.step < length) & chunk.alive.any()
-        if everyone and total < rows and length < max_tokens:
-            free = free_slots(state._replace(alive=chunk.alive), rows // shards)
-            going &= free < max(1, total // ENOUGH_FREE)
-        return going
-
-    def step(chunk: _Chunk) -> _Chunk:
-        column = size.columns + chunk.step
+    def choose(logits, number):
         token, logprob = draw(
-            chunk.logits,
-            jax.vmap(jax.random.fold_in)(keys, drawn + chunk.step),
+            logits,
+            jax.vmap(jax.random.fold_in)(keys, drawn + number),
             temperature=temperature,
             greedy=greedy,
             filter=filter,
         )
-        token = jnp.where(chunk.alive, token, pad_id).astype(jnp.int32)
+        return token.astype(jnp.int32), logprob
+
+    def over(token, number):
+        so_far = jnp.expand_dims(drawn, range(1, token.ndim)) + number + 1
+        return jnp.isin(token, eos) | (so_far == max_tokens)
+
+    def proceed(step, alive):
+        going = (step < length) & alive.any()
+        if everyone and total < rows and length < max_tokens:
+            free = free_slots(state._replace(alive=alive), rows // shards)
+            going &= free < max(1, total // ENOUGH_FREE)
+        return going
+
+    rules = Rules(choose, over, proceed)
+    if guesses:
+        said = [take(queue.tokens, asked, shards), take(state.tokens, row, shards)]
+        text = Text(spread_rows(jnp.concatenate(said, axis=1)), width + drawn)
+        end = draw_ahead(model, params, begun, text, visible, rules, guesses=guesses, shards=shards)
+    else:
+        end = _draw_singly(model, params, begun, visible, rules, pad_id)
+
+    def behind(x):
+        return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
+
+    end = end._replace(cache=jax.tree.map(behind, end.cache))
+    if everyone:
+        return end
+    took_part = order.place < size.slots
+
+    def back(x, axis=0):
+        return take(x, order.place, shards, axis)
+
+    everything = jax.tree.map(back, end._replace(cache=None))
+    return everything._replace(
+        count=jnp.where(took_part, everything.count, 0),
+        alive=took_part & everything.alive,
+        cache=jax.tree.map(lambda x: back(x, ROWS), end.cache),
+    )
+
+
+class _Chunk(NamedTuple):
+    """The carry of a loop that draws token by token; n of each shard's slots take part."""
+
+    step: Int[Array, ""]
+    tokens: Int[Array, "Dn C"]
+    logprobs: Float[Array, "Dn C"]
+    alive: Bool[Array, " Dn"]
+    visible: Bool[Array, "Dn S"]
+    logits: Float[Array, "Dn V"]
+    cache: Cache
+
+
+def _draw_singly(
+    model: Model,
+    params: Params,
+    begun: Drawn,
+    visible: Bool[Array, "Dn S"],
+    rules: Rules,
+    pad_id: int,
+) -> Drawn:
+    """Draws a token of every row at a time, in the same column."""
+    columns = visible.shape[1]
+    start = _Chunk(
+        step=jnp.int32(0),
+        tokens=begun.tokens,
+        logprobs=begun.logprobs,
+        alive=begun.alive,
+        visible=spread_rows(jnp.pad(visible, [(0, 0), (0, begun.tokens.shape[1])])),
+        logits=begun.logits,
+        cache=begun.cache,
+    )
+
+    def step(chunk: _Chunk) -> _Chunk:
+        column = columns + chunk.step
+        token, logprob = rules.choose(chunk.logits, chunk.step)
+        token = jnp.where(chunk.alive, token, pad_id)
 
         def put(array, new, at):
             return jax.lax.dynamic_update_slice_in_dim(array, new[:, None], at, axis=1)
 
         visible = put(chunk.visible, chunk.alive, column)
         logits, cache = feed(model, params, token, visible, chunk.cache, column)
-        over = jnp.isin(token, eos) | (drawn + chunk.step + 1 == max_tokens)
         return _Chunk(
             step=chunk.step + 1,
             tokens=put(chunk.tokens, token, chunk.step),
             logprobs=put(chunk.logprobs, logprob, chunk.step),
-            alive=chunk.alive & ~over,
+            alive=chunk.alive & ~rules.over(token, chunk.step),
             visible=visible,
             logits=logits,
             cache=cache,
         )
 
-    end = jax.lax.while_loop(proceed, step, start)
-    count = jax.lax.slice_in_dim(end.visible, size.columns, None, axis=1).sum(axis=1)
-
-    def fresh(x):
-        return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
-
-    cache = jax.tree.map(fresh, end.cache)
-    drawn = Drawn(count, end.tokens, end.logprobs, end.alive, end.logits, cache)
-    if everyone:
-        return drawn
-    took_part = order.place < size.slots
-
-    def back(x, axis=0):
-        return take(x, order.place, shards, axis)
-
-    everything = jax.tree.map(back, drawn._replace(cache=None))
-    return everything._replace(
-        count=jnp.where(took_part, everything.count, 0),
-        alive=took_part & everything.alive,
-        cache=jax.tree.map(lambda x: back(x, ROWS), cache),
-    )
+    end = jax.lax.while_loop(lambda chunk: rules.proceed(chunk.step, chunk.alive), step, start)
+    count = jax.lax.slice_in_dim(end.visible, columns, None, axis=1).sum(axis=1)
+    return Drawn(count, end.tokens, end.logprobs, end.alive, end.logits, end.cache)

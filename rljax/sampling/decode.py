@@ -1,6 +1,7 @@
 """The parts of sampling: settle the parameters, prefill prompts, then draw tokens and feed them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,14 @@ from jaxtyping import Bool, Float, Int, Key
 
 from rljax.sharding import GATHERED, SAMPLING, Axes, lay, lay_tree
 from rljax.types import Array, Cache, Model, Params
+
+
+class Rules(NamedTuple):
+    """How rows go on, by the numbers of their tokens."""
+
+    choose: Callable[..., tuple[Array, Array]]  # (logits, number) -> the next tokens, log-probs
+    over: Callable[..., Array]  # (tokens, number) -> which of them are their row's last
+    proceed: Callable[..., Array]  # (steps, rows that are alive) -> whether there is another
 
 
 def settle(model: Model, params: Params) -> Params:

@@ -27,6 +27,7 @@ def sample(
     pad_id: int,
     group_size: int = 1,
     slots: int | None = None,
+    prompt_lookup: int = 0,
     temperature: float = 1.0,
     greedy: bool | Bool[Array, "*rows"] = False,
     filter: Callable[[Array], Array] = lambda logits: logits,
@@ -43,6 +44,8 @@ def sample(
       key: one per step.
       eos_ids: every id that ends a response; the EOS is part of it.
       slots: rows that decode at once, rounded up to divide over the mesh; None: all.
+      prompt_lookup: tokens that are guessed from the row's own text, and checked in the pass of the
+        next one (``rljax.sampling.lookup``); the responses stay the same.
       temperature: above 0; log-probs are of softmax(logits / temperature), before the filter.
       greedy: rows that take the most probable token instead of drawing one; all, none, or each.
       filter: logits -> logits, such as ``make_filter(top_p=0.9)``, applied after the temperature.
@@ -67,12 +70,14 @@ def sample(
         Queue(
             keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(rows)),
             greedy=greedy,
+            tokens=jnp.asarray(prompts.tokens),
             mask=jnp.asarray(prompts.mask),
             logits=logits,
             cache=cache,
         ),
         slots=-(-min(slots or rows, rows) // shards),
         shards=shards,
+        guesses=prompt_lookup,
         max_tokens=max_tokens,
         eos_ids=tuple(eos_ids),
         pad_id=pad_id,
@@ -104,6 +109,7 @@ def draw_rows(
     *,
     slots: int,
     shards: int,
+    guesses: int,
     max_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
@@ -121,12 +127,14 @@ def draw_rows(
         params,
         queue,
         length=length,
+        guesses=guesses,
         max_tokens=max_tokens,
         eos_ids=eos_ids,
         pad_id=pad_id,
         temperature=temperature,
         filter=filter,
     )
+    last = length == max_tokens
     chunks = [functools.partial(chunk, size) for size in sizes]
 
     begin = functools.partial(refill, queue)
@@ -141,11 +149,11 @@ def draw_rows(
         columns = width + jnp.where(state.alive, state.drawn, 0).max()
         fits = jnp.array([(alive <= size.slots) & (columns <= size.columns) for size in sizes])
         drawn = jax.lax.switch(jnp.argmax(fits), chunks, state, alive_first(state.alive, shards))
-        return moved(state, drawn, width, max_tokens)
+        return moved(state, drawn, width, max_tokens, last=last)
 
-    room = 0 if length == max_tokens else max_tokens + length
+    room = 0 if last else max_tokens + length + guesses
     start = fill(queue, slots, shards, room, max_tokens, pad_id)
-    if slots == rows and length == max_tokens:
+    if slots == rows and last:
         return go_on(start)
     return jax.lax.while_loop(proceed, go_on, start)
 
@@ -159,6 +167,7 @@ def make_sampler(
     pad_id: int,
     group_size: int = 1,
     slots: int | None = None,
+    prompt_lookup: int = 0,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -170,6 +179,11 @@ def make_sampler(
     """
     if slots is not None and slots < 1:
         raise UserError(f"sampling: slots must be at least 1, or null for all rows; got {slots}")
+    if not 0 <= prompt_lookup < max(max_tokens, 1):
+        raise UserError(
+            f"sampling: prompt_lookup must lie in [0, max_tokens), and 0 guesses nothing; "
+            f"got {prompt_lookup} of {max_tokens}"
+        )
     if max_tokens < 1 or group_size < 1 or temperature <= 0 or not eos_ids:
         raise UserError(
             "sampling: needs max_tokens >= 1, group_size >= 1, temperature > 0 and an EOS id; "
@@ -183,6 +197,7 @@ def make_sampler(
         pad_id=pad_id,
         group_size=group_size,
         slots=slots,
+        prompt_lookup=prompt_lookup,
         temperature=temperature,
         filter=make_filter(top_k=top_k, top_p=top_p, min_p=min_p),
     )

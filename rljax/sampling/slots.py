@@ -24,6 +24,7 @@ class Queue(NamedTuple):
 
     keys: Key[Array, " B"]
     greedy: Bool[Array, " B"]
+    tokens: Int[Array, "P W"]
     mask: Bool[Array, "P W"]
     logits: Float[Array, "P V"]
     cache: Cache
@@ -126,11 +127,12 @@ class Drawn(NamedTuple):
     logprobs: Float[Array, "DN C"]
     alive: Bool[Array, " DN"]
     logits: Float[Array, "DN V"]
-    cache: Cache  # of its columns alone
+    cache: Cache  # of its columns alone, once it has ended
 
 
-def moved(state: Slots, chunk: Drawn, width: int, max_tokens: int) -> Slots:
-    """With what a chunk drew in its place, in the rows and in the caches of the slots."""
+def moved(state: Slots, chunk: Drawn, width: int, max_tokens: int, *, last: bool) -> Slots:
+    """With what a chunk drew in its place, in the rows and in the caches of the slots, unless it is
+    the last chunk of all its rows."""
     shards, number = state.begun.shape[0], jnp.arange(chunk.tokens.shape[1])
     drawn = state.drawn + chunk.count
     place = state.drawn[:, None] + number
@@ -144,7 +146,7 @@ def moved(state: Slots, chunk: Drawn, width: int, max_tokens: int) -> Slots:
         return jax.vmap(put, in_axes=(rows, rows, 0), out_axes=rows)(old, new, column)
 
     cache = state.cache
-    if number.size < max_tokens:  # else no row goes on
+    if not last:
         cache = lay_cache(jax.tree.map(move, cache, chunk.cache))
     return state._replace(
         drawn=drawn,

@@ -1,0 +1,115 @@
+"""Prompt lookup: a row's own text says which tokens may follow, and one pass checks them all.
+
+A guess is kept where the row draws that very token from the logits before it, with the key that the
+token would be drawn with anyway. So the responses are those of drawing token by token, and a right
+guess costs no pass of its own. What a wrong one left in the cache is written over by the next pass.
+
+Source: Leviathan et al. 2023, arXiv 2211.17192, for checking guesses in one pass; Saxena 2023,
+prompt lookup decoding, for guessing them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Int
+
+from rljax.sampling.by_shard import put_at
+from rljax.sampling.decode import Rules
+from rljax.sampling.slots import Drawn
+from rljax.types import Array, Model, Params
+
+MOST_ALIKE = 2  # last tokens that are looked up
+
+
+class Text(NamedTuple):
+    """What each row has said so far, its prompt included."""
+
+    tokens: Int[Array, "Dn H"]
+    ends: Int[Array, " Dn"]  # the column behind its last token
+
+
+class _Ahead(NamedTuple):
+    """The carry of the loop."""
+
+    step: Int[Array, ""]
+    drawn: Drawn
+    text: Text
+
+
+def draw_ahead(
+    model: Model,
+    params: Params,
+    begun: Drawn,
+    text: Text,
+    visible: Bool[Array, "Dn S"],
+    rules: Rules,
+    *,
+    guesses: int,
+    shards: int,
+) -> Drawn:
+    """Draws tokens until the rules say so, or until a row has no columns for ``guesses`` more.
+
+    A row's tokens stand behind the S columns that were there before, without gaps.
+    """
+    (rows, columns), before = begun.tokens.shape, visible.shape[1]
+    row = jnp.tile(jnp.arange(rows // shards), shards)[:, None]
+    number, new = jnp.arange(guesses + 1), jnp.arange(columns)
+
+    def proceed(ahead: _Ahead):
+        drawn = ahead.drawn
+        most = jnp.where(drawn.alive, drawn.count, 0).max()
+        return rules.proceed(ahead.step, drawn.alive) & (most < columns - guesses)
+
+    def step(ahead: _Ahead) -> _Ahead:
+        drawn, (tokens, ends) = ahead.drawn, ahead.text
+
+        def put(array, entries, place, which):
+            place = jnp.where(which, place[:, None] + number, array.shape[1])  # else: nowhere
+            return put_at(array, (row, place), entries, shards)
+
+        token, logprob = rules.choose(drawn.logits, drawn.count)
+        token, alive = token[:, None], drawn.alive[:, None]
+        tokens = put(tokens, token, ends, alive & (number == 0))
+        guessed = guess(Text(tokens, ends + 1), guesses)
+        fed = jnp.concatenate([token, guessed], axis=1)
+        seen = jnp.concatenate([visible, new <= drawn.count[:, None] + guesses], axis=1)
+        hidden, cache = model.apply(params, fed, seen, drawn.cache, before + drawn.count)
+        logits = model.head(params, hidden)
+        numbers = drawn.count[:, None] + number
+        choose = jax.vmap(rules.choose, in_axes=1, out_axes=1)
+        chosen, logprobs = choose(logits[:, :-1], numbers[:, 1:])
+        over = rules.over(fed, numbers)
+        right = (guessed == chosen) & ~over[:, :-1]
+        kept = jnp.cumprod(jnp.concatenate([alive, right], axis=1), axis=1, dtype=bool)
+        taken = kept.sum(axis=1)
+        last = jnp.maximum(taken - 1, 0)[:, None, None]
+        logprobs = jnp.concatenate([logprob[:, None], logprobs], axis=1)
+        drawn = Drawn(
+            count=drawn.count + taken,
+            tokens=put(drawn.tokens, fed, drawn.count, kept),
+            logprobs=put(drawn.logprobs, logprobs, drawn.count, kept),
+            alive=drawn.alive & ~(kept & over).any(axis=1),
+            logits=jnp.take_along_axis(logits, last, axis=1)[:, 0],
+            cache=cache,
+        )
+        return _Ahead(ahead.step + 1, drawn, Text(put(tokens, fed, ends, kept), ends + taken))
+
+    return jax.lax.while_loop(proceed, step, _Ahead(jnp.int32(0), begun, text)).drawn
+
+
+def guess(text: Text, count: int) -> Int[Array, "Dn N"]:
+    """The ``count`` tokens that may follow: those behind the latest place where the text reads as
+    at its end, over two tokens, or else over one. Where they run into the end, they begin again.
+    If there is no such place, the last token is repeated.
+    """
+    (_, width), columns = text.tokens.shape, jnp.arange(text.tokens.shape[1])
+    last = text.ends[:, None] - 1
+    alike, length = columns < last, 0
+    for back in range(MOST_ALIKE):
+        token = jnp.take_along_axis(text.tokens, last - back, axis=1, mode="clip")
+        alike &= (jnp.roll(text.tokens, back, axis=1) == token) & (columns >= back)
+        length += alike
+    place = jnp.where(columns < last, length * width + columns, -1).argmax(axis=1)[:, None]
+    follows = place + 1 + jnp.arange(count) % (last - place)
+    return jnp.take_along_axis(text.tokens, follows, axis=1, mode="clip")
