@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
         tokens,
         mask,
         cache: Cache | None = None,
-        column: int | Int[Array, "*B"] = 0,
+        column: int | Array = 0,
         segments: Int[Array, "B T"] | None = None,
         layers: tuple[Params, ...] | None = None,
     ):

@@ -181,8 +181,8 @@ def make_sampler(
         raise UserError(f"sampling: slots must be at least 1, or null for all rows; got {slots}")
     if not 0 <= prompt_lookup < max(max_tokens, 1):
         raise UserError(
-            f"sampling: prompt_lookup must lie in [0, max_tokens), and 0 guesses nothing; "
-            f"got {prompt_lookup} of {max_tokens}"
+            "sampling: prompt_lookup must be 0, for no guesses, or more, and less than max_tokens; "
+            f"got {prompt_lookup}, {max_tokens}"
         )
     if max_tokens < 1 or group_size < 1 or temperature <= 0 or not eos_ids:
         raise UserError(
