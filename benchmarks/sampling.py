@@ -8,10 +8,17 @@ token behind it takes, by the batch and by the length of the responses. A decode
 every weight once and the part of the cache that is filled, and to write a column; this over the
 bandwidth of a stream that is read, and its FLOPs over the peak of products with as many rows, are
 its two bounds. Both are measured in the same run.
+
+    python -m benchmarks.sampling 8x512 --batch 1 8 --tokens 256 --prompt-lookup 4
+
+Draws the same responses with and without ``sampling.prompt_lookup``, in turns: the most probable
+tokens, which soon repeat themselves with random weights, so that guesses are right; and tokens
+drawn at random, of which hardly any guess is right.
 """
 
 import argparse
 import functools
+import statistics
 from typing import NamedTuple
 
 import jax
@@ -26,6 +33,7 @@ from rljax.sampling import make_sampler
 from rljax.types import Model, Params, Prompts
 
 REPEATS = 3
+TURNS = 5  # of two ways that are compared
 VOCAB = 4096
 HEAD_DIM = 64
 
@@ -131,12 +139,69 @@ def measure(workload: Workload, rows: int, *, peak_size: int = 2048) -> list[Row
     return found
 
 
+def measure_lookup(workload: Workload, rows: int, guesses: int) -> list[Row]:
+    """What so many guesses are worth, for each length, where they are right and where not."""
+    config = workload.decoder
+    model = decoder(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    size = (rows // workload.group_size, workload.prompt_tokens)
+    asked = jax.random.randint(jax.random.key(1), size, 0, config.vocab_size)
+    prompts = Prompts(tokens=asked, mask=jnp.ones(size, bool), extras={})
+    key, passes = jax.random.key(0), []
+
+    def counted(*given):
+        jax.debug.callback(lambda: passes.append(None))
+        return model.apply(*given)
+
+    def compiled(model: Model, length: int, guesses: int):
+        sample = make_sampler(
+            model,
+            max_tokens=length,
+            eos_ids=(config.vocab_size,),  # which it does not have
+            pad_id=0,
+            group_size=workload.group_size,
+            prompt_lookup=guesses,
+        )
+        draw = jax.jit(lambda params, key, greedy: sample(params, prompts, key, greedy=greedy))
+        return draw.lower(params, key, jnp.zeros(rows, bool)).compile()
+
+    found = []
+    for length in workload.lengths:
+        ways = compiled(model, length, 0), compiled(model, length, guesses)
+        counting = compiled(model._replace(apply=counted), length, guesses)
+        for tokens in ("most probable", "at random"):
+            greedy = jnp.full(rows, tokens == "most probable")
+            plain, guessed = (way(params, key, greedy).tokens for way in ways)
+            passes.clear()
+            jax.block_until_ready(counting(params, key, greedy))
+            jax.effects_barrier()
+            calls = [functools.partial(way, params, key, greedy) for way in ways]
+            turns = [[median_seconds(call, 1) for call in calls] for _ in range(TURNS)]
+            before, after = map(statistics.median, zip(*turns, strict=True))
+            found.append(
+                {
+                    "shape": f"{config.layers}x{config.width}",
+                    "rows": rows,
+                    "prompt + response": f"{size[1]} + {length}",
+                    "tokens": tokens,
+                    "guesses": guesses,
+                    "tokens a pass": length / (len(passes) - 1),  # the first is the prefill
+                    "tokens/s without": rows * length / before,
+                    "tokens/s with": rows * length / after,
+                    "times as fast": before / after,
+                    "same tokens": float((plain == guessed).mean()),
+                }
+            )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
     parser.add_argument("shapes", nargs="*", help=f"of {', '.join(WORKLOADS)}; default all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="rows")
     parser.add_argument("--tokens", type=int, nargs="+", help="lengths of responses")
     parser.add_argument("--group", type=int, default=1, help="rows of a prompt; default 1")
+    parser.add_argument("--prompt-lookup", type=int, help="tokens guessed, to compare with none")
     options = parser.parse_args()
     use_compilation_cache()
     rows = []
@@ -145,7 +210,10 @@ def main() -> None:
         if options.tokens:
             workload = workload._replace(lengths=tuple(options.tokens))
         for batch in options.batch:
-            rows += measure(workload, batch)
+            if options.prompt_lookup:
+                rows += measure_lookup(workload, batch, options.prompt_lookup)
+            else:
+                rows += measure(workload, batch)
     report("sampling", rows)
 
 

@@ -12,7 +12,8 @@ from rljax.errors import UserError
 HARMLESS = (
     *("run_dir", "mesh.*", "guard.*", "evaluation.*", "checkpoint.*", "time_limit"),
     *("metrics.*", "callbacks.*"),
-    *("update.microbatches", "update.buckets", "halves", "sampling.slots"),
+    *("update.microbatches", "update.buckets", "halves"),
+    *("sampling.slots", "sampling.prompt_lookup"),
     *("data.train", "data.train.fn", "data.eval*", "warm_start.data", "warm_start.data.fn"),
     *("models.*.remat", "models.*.attention", "models.*.vocab_at_once", "models.*.offload"),
     *("rewards.*.timeout_seconds", "rewards.*.memory_gib", "rewards.*.retries"),

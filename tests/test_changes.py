@@ -24,6 +24,7 @@ HARMLESS = [
     "update.buckets=4",
     "halves=true",
     "sampling.slots=4",
+    "sampling.prompt_lookup=4",
     "models.policy.remat=dots",
     "data.eval=other.jsonl",
     "metrics.tensorboard=true",

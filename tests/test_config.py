@@ -369,8 +369,8 @@ def test_resolved_writes_out_every_default():
     assert tree["checkpoint"] == {"every_steps": 20, "keep": 2}
     assert tree["run_dir"] is None
     assert tree["sampling"] == {
-        "max_tokens": 72, "group_size": 1, "slots": None, "temperature": 1.0,
-        "top_k": None, "top_p": None, "min_p": None,
+        "max_tokens": 72, "group_size": 1, "slots": None, "prompt_lookup": 0,
+        "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None,
     }  # fmt: skip
     assert tree["rewards"]["correct"] == {"fn": "answer_match", "marker": "#", "column": "answer"}
     assert tree["shaping"] == {

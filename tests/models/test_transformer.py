@@ -117,6 +117,22 @@ def test_the_cache_gives_what_the_full_forward_gives():
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=1e-5)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_rows_go_on_at_columns_of_their_own(stacked, monkeypatch):
+    """The first row is a token behind the second, and writes over a column that it had."""
+    monkeypatch.setattr("rljax.models.transformer.MOST_UNROLLED", 1 if stacked else 8)
+    model = decoder(CONFIG)
+    before = TOKENS[:, :3].at[0, 2].set(0)
+    _, cache = model.apply(PARAMS, before, MASK[:, :3], model.init_cache(2, 3))
+    cache = extend_cache(cache, 3, group_size=1)
+    column = jnp.array([2, 3])
+    tokens = jnp.stack([TOKENS[0, 2:4], TOKENS[1, 3:5]])
+    visible = jnp.arange(6) <= column[:, None] + 1
+    hidden, _ = jax.jit(model.apply)(PARAMS, tokens, visible, cache, column)
+    full = apply(PARAMS, TOKENS, MASK)
+    np.testing.assert_allclose(hidden, [full[0, 2:4], full[1, 3:5]], atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ["full", "dots", "offload"])
 def test_remat_changes_no_gradient(remat):
     def gradient(model):
