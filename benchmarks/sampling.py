@@ -19,6 +19,7 @@ drawn at random, of which hardly any guess is right.
 import argparse
 import functools
 import statistics
+import time
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,6 @@ from rljax.sampling import make_sampler
 from rljax.types import Model, Params, Prompts
 
 REPEATS = 3
-TURNS = 5  # of two ways that are compared
 VOCAB = 4096
 HEAD_DIM = 64
 
@@ -165,6 +165,11 @@ def measure_lookup(workload: Workload, rows: int, guesses: int) -> list[Row]:
         draw = jax.jit(lambda params, key, greedy: sample(params, prompts, key, greedy=greedy))
         return draw.lower(params, key, jnp.zeros(rows, bool)).compile()
 
+    def seconds(way, *given) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(way(*given))
+        return time.perf_counter() - start
+
     found = []
     for length in workload.lengths:
         ways = compiled(model, length, 0), compiled(model, length, guesses)
@@ -175,8 +180,7 @@ def measure_lookup(workload: Workload, rows: int, guesses: int) -> list[Row]:
             passes.clear()
             jax.block_until_ready(counting(params, key, greedy))
             jax.effects_barrier()
-            calls = [functools.partial(way, params, key, greedy) for way in ways]
-            turns = [[median_seconds(call, 1) for call in calls] for _ in range(TURNS)]
+            turns = [[seconds(way, params, key, greedy) for way in ways] for _ in range(REPEATS)]
             before, after = map(statistics.median, zip(*turns, strict=True))
             found.append(
                 {
