@@ -107,7 +107,7 @@ def draw_chunk(
         return jnp.pad(pick(x, ROWS), [(0, 0)] * (x.ndim - 2) + [(0, fresh), (0, 0)])
 
     nothing = spread_rows(jnp.zeros((*row.shape, fresh)))
-    begun = Drawn(
+    start = Drawn(
         count=jnp.zeros_like(drawn),
         tokens=jnp.full_like(nothing, pad_id, jnp.int32),
         logprobs=nothing,
@@ -127,8 +127,7 @@ def draw_chunk(
         return token.astype(jnp.int32), logprob
 
     def over(token, number):
-        so_far = jnp.expand_dims(drawn, range(1, token.ndim)) + number + 1
-        return jnp.isin(token, eos) | (so_far == max_tokens)
+        return jnp.isin(token, eos) | (drawn + number + 1 == max_tokens)
 
     def proceed(step, alive):
         going = (step < length) & alive.any()
@@ -141,9 +140,9 @@ def draw_chunk(
     if guesses:
         said = [take(queue.tokens, asked, shards), take(state.tokens, row, shards)]
         text = Text(spread_rows(jnp.concatenate(said, axis=1)), width + drawn)
-        end = draw_ahead(model, params, begun, text, visible, rules, guesses=guesses, shards=shards)
+        end = draw_ahead(model, params, start, text, visible, rules, guesses=guesses, shards=shards)
     else:
-        end = _draw_singly(model, params, begun, visible, rules, pad_id)
+        end = _draw_singly(model, params, start, visible, rules, pad_id)
 
     def behind(x):
         return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
@@ -179,21 +178,21 @@ class _Chunk(NamedTuple):
 def _draw_singly(
     model: Model,
     params: Params,
-    begun: Drawn,
+    start: Drawn,
     visible: Bool[Array, "Dn S"],
     rules: Rules,
     pad_id: int,
 ) -> Drawn:
     """Draws a token of every row at a time, in the same column."""
     columns = visible.shape[1]
-    start = _Chunk(
+    first = _Chunk(
         step=jnp.int32(0),
-        tokens=begun.tokens,
-        logprobs=begun.logprobs,
-        alive=begun.alive,
-        visible=spread_rows(jnp.pad(visible, [(0, 0), (0, begun.tokens.shape[1])])),
-        logits=begun.logits,
-        cache=begun.cache,
+        tokens=start.tokens,
+        logprobs=start.logprobs,
+        alive=start.alive,
+        visible=spread_rows(jnp.pad(visible, [(0, 0), (0, start.tokens.shape[1])])),
+        logits=start.logits,
+        cache=start.cache,
     )
 
     def step(chunk: _Chunk) -> _Chunk:
@@ -216,6 +215,6 @@ def _draw_singly(
             cache=cache,
         )
 
-    end = jax.lax.while_loop(lambda chunk: rules.proceed(chunk.step, chunk.alive), step, start)
+    end = jax.lax.while_loop(lambda chunk: rules.proceed(chunk.step, chunk.alive), step, first)
     count = jax.lax.slice_in_dim(end.visible, columns, None, axis=1).sum(axis=1)
     return Drawn(count, end.tokens, end.logprobs, end.alive, end.logits, end.cache)

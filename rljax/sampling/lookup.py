@@ -8,6 +8,7 @@ Source: Leviathan et al. 2023, arXiv 2211.17192, for checking guesses in one pas
 prompt lookup decoding, for guessing them.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ class Text(NamedTuple):
     """What each row has said so far, its prompt included."""
 
     tokens: Int[Array, "Dn H"]
-    ends: Int[Array, " Dn"]  # the column behind its last token
+    ends: Int[Array, " Dn"]  # the column behind its last token; beyond it, anything
 
 
 class _Ahead(NamedTuple):
@@ -40,7 +41,7 @@ class _Ahead(NamedTuple):
 def draw_ahead(
     model: Model,
     params: Params,
-    begun: Drawn,
+    start: Drawn,
     text: Text,
     visible: Bool[Array, "Dn S"],
     rules: Rules,
@@ -52,9 +53,10 @@ def draw_ahead(
 
     A row's tokens stand behind the S columns that were there before, without gaps.
     """
-    (rows, columns), before = begun.tokens.shape, visible.shape[1]
+    (rows, columns), before = start.tokens.shape, visible.shape[1]
     row = jnp.tile(jnp.arange(rows // shards), shards)[:, None]
     number, new = jnp.arange(guesses + 1), jnp.arange(columns)
+    of_each = functools.partial(jax.vmap, in_axes=1, out_axes=1)  # of the tokens fed to a row
 
     def proceed(ahead: _Ahead):
         drawn = ahead.drawn
@@ -63,39 +65,35 @@ def draw_ahead(
 
     def step(ahead: _Ahead) -> _Ahead:
         drawn, (tokens, ends) = ahead.drawn, ahead.text
-
-        def put(array, entries, place, which):
-            place = jnp.where(which, place[:, None] + number, array.shape[1])  # else: nowhere
-            return put_at(array, (row, place), entries, shards)
-
         token, logprob = rules.choose(drawn.logits, drawn.count)
-        token, alive = token[:, None], drawn.alive[:, None]
-        tokens = put(tokens, token, ends, alive & (number == 0))
+        tokens = put_at(tokens, (row, ends[:, None]), token[:, None], shards)
         guessed = guess(Text(tokens, ends + 1), guesses)
-        fed = jnp.concatenate([token, guessed], axis=1)
+        fed = jnp.concatenate([token[:, None], guessed], axis=1)
         seen = jnp.concatenate([visible, new <= drawn.count[:, None] + guesses], axis=1)
         hidden, cache = model.apply(params, fed, seen, drawn.cache, before + drawn.count)
         logits = model.head(params, hidden)
         numbers = drawn.count[:, None] + number
-        choose = jax.vmap(rules.choose, in_axes=1, out_axes=1)
-        chosen, logprobs = choose(logits[:, :-1], numbers[:, 1:])
-        over = rules.over(fed, numbers)
+        chosen, logprobs = of_each(rules.choose)(logits[:, :-1], numbers[:, 1:])
+        over = of_each(rules.over)(fed, numbers)
         right = (guessed == chosen) & ~over[:, :-1]
-        kept = jnp.cumprod(jnp.concatenate([alive, right], axis=1), axis=1, dtype=bool)
+        kept = jnp.concatenate([drawn.alive[:, None], right], axis=1)
+        kept = jnp.cumprod(kept, axis=1, dtype=bool)
         taken = kept.sum(axis=1)
         last = jnp.maximum(taken - 1, 0)[:, None, None]
+        place = row, jnp.where(kept, numbers, columns)  # else: nowhere
         logprobs = jnp.concatenate([logprob[:, None], logprobs], axis=1)
         drawn = Drawn(
             count=drawn.count + taken,
-            tokens=put(drawn.tokens, fed, drawn.count, kept),
-            logprobs=put(drawn.logprobs, logprobs, drawn.count, kept),
+            tokens=put_at(drawn.tokens, place, fed, shards),
+            logprobs=put_at(drawn.logprobs, place, logprobs, shards),
             alive=drawn.alive & ~(kept & over).any(axis=1),
             logits=jnp.take_along_axis(logits, last, axis=1)[:, 0],
             cache=cache,
         )
-        return _Ahead(ahead.step + 1, drawn, Text(put(tokens, fed, ends, kept), ends + taken))
+        tokens = put_at(tokens, (row, ends[:, None] + number), fed, shards)
+        return _Ahead(ahead.step + 1, drawn, Text(tokens, ends + taken))
 
-    return jax.lax.while_loop(proceed, step, _Ahead(jnp.int32(0), begun, text)).drawn
+    return jax.lax.while_loop(proceed, step, _Ahead(jnp.int32(0), start, text)).drawn
 
 
 def guess(text: Text, count: int) -> Int[Array, "Dn N"]:
