@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rljax.errors import UserError
@@ -150,8 +150,8 @@ def test_guesses_by_hand():
     assert guessed(3, 4, count=2) == [4, 4]  # nothing is alike
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 3), min_size=2, max_size=12), st.integers(1, 5))
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.lists(st.integers(1, 3), min_size=2, max_size=12), st.integers(1, 5))
 def test_a_guess_reads_on_from_the_latest_place_that_reads_most_alike(tokens, count):
     def alike(end):
         """How many of the last two tokens stand before ``end``, and where that is."""
