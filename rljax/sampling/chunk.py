@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from rljax.sampling.by_shard import take
-from rljax.sampling.decode import Rules, draw, feed, lay_cache
+from rljax.sampling.decode import Decoding, draw, feed, lay_cache
 from rljax.sampling.lookup import Text, draw_ahead
 from rljax.sampling.slots import Drawn, Order, Queue, Slots, free_slots
 from rljax.sharding import spread_rows
@@ -136,13 +136,15 @@ def draw_chunk(
             going &= free < max(1, total // ENOUGH_FREE)
         return going
 
-    rules = Rules(choose, over, proceed)
+    decoding = Decoding(choose, over, proceed)
     if guesses:
         said = [take(queue.tokens, asked, shards), take(state.tokens, row, shards)]
         text = Text(spread_rows(jnp.concatenate(said, axis=1)), width + drawn)
-        end = draw_ahead(model, params, start, text, visible, rules, guesses=guesses, shards=shards)
+        end = draw_ahead(
+            model, params, start, text, visible, decoding, guesses=guesses, shards=shards
+        )
     else:
-        end = _draw_singly(model, params, start, visible, rules, pad_id)
+        end = _draw_singly(model, params, start, visible, decoding, pad_id)
 
     def behind(x):
         return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
@@ -180,7 +182,7 @@ def _draw_singly(
     params: Params,
     start: Drawn,
     visible: Bool[Array, "Dn S"],
-    rules: Rules,
+    decoding: Decoding,
     pad_id: int,
 ) -> Drawn:
     """Draws a token of every row at a time, in the same column."""
@@ -197,7 +199,7 @@ def _draw_singly(
 
     def step(chunk: _Chunk) -> _Chunk:
         column = columns + chunk.step
-        token, logprob = rules.choose(chunk.logits, chunk.step)
+        token, logprob = decoding.choose(chunk.logits, chunk.step)
         token = jnp.where(chunk.alive, token, pad_id)
 
         def put(array, new, at):
@@ -209,12 +211,12 @@ def _draw_singly(
             step=chunk.step + 1,
             tokens=put(chunk.tokens, token, chunk.step),
             logprobs=put(chunk.logprobs, logprob, chunk.step),
-            alive=chunk.alive & ~rules.over(token, chunk.step),
+            alive=chunk.alive & ~decoding.over(token, chunk.step),
             visible=visible,
             logits=logits,
             cache=cache,
         )
 
-    end = jax.lax.while_loop(lambda chunk: rules.proceed(chunk.step, chunk.alive), step, first)
+    end = jax.lax.while_loop(lambda chunk: decoding.proceed(chunk.step, chunk.alive), step, first)
     count = jax.lax.slice_in_dim(end.visible, columns, None, axis=1).sum(axis=1)
     return Drawn(count, end.tokens, end.logprobs, end.alive, end.logits, end.cache)

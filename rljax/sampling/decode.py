@@ -11,7 +11,7 @@ from rljax.sharding import GATHERED, SAMPLING, Axes, lay, lay_tree
 from rljax.types import Array, Cache, Model, Params
 
 
-class Rules(NamedTuple):
+class Decoding(NamedTuple):
     """How rows go on, by the numbers of their tokens."""
 
     choose: Callable[..., tuple[Array, Array]]  # (logits, number) -> the next tokens, log-probs

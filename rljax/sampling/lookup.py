@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Int
 
 from rljax.sampling.by_shard import put_at
-from rljax.sampling.decode import Rules
+from rljax.sampling.decode import Decoding
 from rljax.sampling.slots import Drawn
 from rljax.types import Array, Model, Params
 
@@ -44,12 +44,12 @@ def draw_ahead(
     start: Drawn,
     text: Text,
     visible: Bool[Array, "Dn S"],
-    rules: Rules,
+    decoding: Decoding,
     *,
     guesses: int,
     shards: int,
 ) -> Drawn:
-    """Draws tokens until the rules say so, or until a row has no columns for ``guesses`` more.
+    """Draws tokens until ``decoding`` says so, or until a row has no columns for ``guesses`` more.
 
     A row's tokens stand behind the S columns that were there before, without gaps.
     """
@@ -61,11 +61,11 @@ def draw_ahead(
     def proceed(ahead: _Ahead):
         drawn = ahead.drawn
         most = jnp.where(drawn.alive, drawn.count, 0).max()
-        return rules.proceed(ahead.step, drawn.alive) & (most < columns - guesses)
+        return decoding.proceed(ahead.step, drawn.alive) & (most < columns - guesses)
 
     def step(ahead: _Ahead) -> _Ahead:
         drawn, (tokens, ends) = ahead.drawn, ahead.text
-        token, logprob = rules.choose(drawn.logits, drawn.count)
+        token, logprob = decoding.choose(drawn.logits, drawn.count)
         tokens = put_at(tokens, (row, ends[:, None]), token[:, None], shards)
         guessed = guess(Text(tokens, ends + 1), guesses)
         fed = jnp.concatenate([token[:, None], guessed], axis=1)
@@ -73,8 +73,8 @@ def draw_ahead(
         hidden, cache = model.apply(params, fed, seen, drawn.cache, before + drawn.count)
         logits = model.head(params, hidden)
         numbers = drawn.count[:, None] + number
-        chosen, logprobs = of_each(rules.choose)(logits[:, :-1], numbers[:, 1:])
-        over = of_each(rules.over)(fed, numbers)
+        chosen, logprobs = of_each(decoding.choose)(logits[:, :-1], numbers[:, 1:])
+        over = of_each(decoding.over)(fed, numbers)
         right = (guessed == chosen) & ~over[:, :-1]
         kept = jnp.concatenate([drawn.alive[:, None], right], axis=1)
         kept = jnp.cumprod(kept, axis=1, dtype=bool)
