@@ -16,9 +16,10 @@ from jaxtyping import Array, Int
 from rljax.models.attention import attention_of, softcapped
 from rljax.models.config import DecoderConfig
 from rljax.models.layers import Block, RMSNorm, normal, small_std
+from rljax.models.quantized import dequantize, quantize, quantized
 from rljax.models.rope import turns
 from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, lay
-from rljax.types import COLUMNS, ROWS, Cache, Model, Params
+from rljax.types import COLUMNS, ROWS, Cache, Model, Params, Quantized
 
 MOST_UNROLLED = 8  # layers, whose caches lie apart: then none is copied to be read
 INPUT = "layer_input"
@@ -40,14 +41,15 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, head: Literal["lm", "value"], rngs: nnx.Rngs):
         self.config, self.head_kind = config, head
         width, vocab, std = config.width, config.vocab_size, small_std(config.width)
-        self.embed = normal(rngs, std, (vocab, width), ("vocab", "embed"))
+        sums = (-1,) if config.tied else ()  # as the head; a lookup sums over nothing
+        self.embed = normal(rngs, std, (vocab, width), ("vocab", "embed"), sums)
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda r: Block(config, r)))
         self.layers = stack(rngs)
         self.norm = RMSNorm(config)
         if head == "value":
             self.head = nnx.Param(jnp.zeros((width, 1)), axes=("embed", None))
         elif not config.tied:
-            self.head = normal(rngs, std, (width, vocab), ("embed", "vocab"))
+            self.head = normal(rngs, std, (width, vocab), ("embed", "vocab"), (-2,))
 
     def hidden(
         self,
@@ -84,8 +86,9 @@ class Decoder(nnx.Module):
         visible = jnp.stack([_within(there, distance, kind.window) for kind in kinds])
         kind_of = [kinds.index(kind) for kind in config.attends]
         rules = TRAINING if cache is None else SAMPLING
-        table = lay(self.embed[...], ("vocab", None), rules)  # rows whole, as a gather needs them
-        x = table[tokens].astype(config.dtype)
+        rows_whole = functools.partial(lay, axes=("vocab", None), rules=rules)  # for the gather
+        table = jax.tree.map(rows_whole, self.embed[...])
+        x = dequantize(table[tokens]).astype(config.dtype)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
         x = lay(x, STREAM, rules)
@@ -133,10 +136,13 @@ class Decoder(nnx.Module):
     def readout(self, x):
         """Logits [..., V] or values [...], in float32."""
         if self.head_kind == "lm" and self.config.tied:
-            weight = self.embed[...].T
+            weight = jax.tree.map(jnp.transpose, self.embed[...])
         else:
             weight = self.head[...]
-        out = jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+        matrix = weight.values if isinstance(weight, Quantized) else weight
+        out = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        if isinstance(weight, Quantized):
+            out = out * weight.scale[0]
         if self.head_kind == "value":
             return out[..., 0]
         if self.config.logit_divisor != 1.0:
@@ -194,6 +200,9 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         axes = variable.get_metadata()["axes"]
         return axes if variable.ndim == len(axes) else ("layers", *axes)
 
+    def sums_of(variable):
+        return variable.get_metadata().get("sums", ())
+
     def cast(params):
         def at(path, leaf):
             return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)  # norms: float32
@@ -204,7 +213,9 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
     parts = None
     if head == "lm" and config.vocab_size > config.vocab_at_once:
         parts = functools.partial(_head_parts, config)
-    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, unstack, parts)
+    model = Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, unstack, parts)
+    sums = jax.tree.map(sums_of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return model._replace(quantized=functools.partial(quantized, model, nnx.to_pure_dict(sums)))
 
 
 def _head_parts(config: DecoderConfig, params: Params):
@@ -265,11 +276,15 @@ def _within(there, distance, window: int | None):
 
 
 def _write(cache: Cache, k, v, layer, column) -> Cache:
-    def write(old, new):
-        new = new.astype(jax.tree.leaves(old)[0].dtype)
-        if isinstance(old, tuple):
-            one = jax.lax.dynamic_update_slice_in_dim(old[layer], new, column, axis=COLUMNS)
-            return (*old[:layer], one, *old[layer + 1 :])
+    def put(old, new):
+        new = new.astype(old.dtype)
+        if old.ndim == new.ndim:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, column, axis=COLUMNS)
         return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
+
+    def write(old, new):
+        if isinstance(old, tuple):
+            return (*old[:layer], write(old[layer], new), *old[layer + 1 :])
+        return jax.tree.map(put, old, quantize(new, (-1,)) if isinstance(old, Quantized) else new)
 
     return Cache(write(cache.keys, k), write(cache.values, v))
