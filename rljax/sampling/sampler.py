@@ -16,6 +16,8 @@ from rljax.sampling.slots import Queue, Slots, alive_first, fill, free_slots, mo
 from rljax.sharding import row_shards, spread_rows
 from rljax.types import Array, Model, Params, Prompts, Rollout
 
+QUANTIZED = ("quantization", "kv_cache_dtype")  # settings under which another policy samples
+
 
 def sample(
     model: Model,
