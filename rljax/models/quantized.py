@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from jaxtyping import PyTree as Tree
 
+from rljax.sharding import TRAINING, lay_tree
 from rljax.types import Model, Params, Quantized
 
 LARGEST = 127  # of int8, symmetric
@@ -52,20 +53,19 @@ def quantized(
       sums: for each parameter the axes that its product sums over; () for those that stay.
     """
     if weights is not None:
-        model = model._replace(
-            cast=functools.partial(_cast, model.cast, sums),
-            axes=jax.tree.map(_axes, sums, model.axes, is_leaf=_is_tuple),
-        )
+        axes = jax.tree.map(_axes, sums, model.axes, is_leaf=_is_tuple)
+        model = model._replace(cast=functools.partial(_cast, model.cast, sums, axes), axes=axes)
     if kv_cache is not None:
         model = model._replace(init_cache=functools.partial(_init_cache, model.init_cache))
     return model
 
 
-def _cast(cast: Callable[[Params], Params], sums: Params, params: Params) -> Params:
+def _cast(cast: Callable[[Params], Params], sums: Params, axes: Params, params: Params) -> Params:
     def one(x, cast, over):
         return quantize(x, over) if over else cast
 
-    return jax.tree.map(one, params, cast(params), sums)
+    # Where they are trained: what moves from there is of eight bits.
+    return lay_tree(jax.tree.map(one, params, cast(params), sums), axes, TRAINING)
 
 
 def _axes(over, names):
