@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rljax.models.quantized import operands
 from rljax.sharding import STREAM, TRAINING, Rules, partition_spec, spread_over
 from rljax.types import Quantized
 
@@ -60,7 +61,7 @@ def apply_experts(
             matrix = matrices[name]
             if not isinstance(matrix, Quantized):
                 return jax.lax.ragged_dot(rows, matrix.astype(rows.dtype), sizes)
-            out = jax.lax.ragged_dot(rows, matrix.values.astype(rows.dtype), sizes)
+            out = jax.lax.ragged_dot(*operands(rows, matrix), sizes)
             scale = jnp.take(matrix.scale[:, 0], expert[order], axis=0, mode="clip")
             return (out * scale).astype(rows.dtype)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from rljax.models.config import DecoderConfig, LoRA
 from rljax.models.experts import apply_experts, route
+from rljax.models.quantized import operands
 from rljax.models.rope import rotate
 from rljax.sharding import column_shards, lay
 from rljax.types import Quantized, Stored
@@ -171,7 +172,8 @@ def _multiply(x: Float[Array, "B T *n"], weight: Stored, inputs: int = 1):
     """
     if isinstance(weight, Quantized):
         scale = weight.scale.reshape(weight.scale.shape[inputs:])
-        return (_multiply(x, weight.values, inputs) * scale).astype(x.dtype)
+        x, integers = operands(x, weight)
+        return (_multiply(x, integers, inputs) * scale).astype(x.dtype)
     if column_shards() > 1:
         return jnp.tensordot(x, weight.astype(x.dtype), inputs)
     size = math.prod(weight.shape[:inputs])

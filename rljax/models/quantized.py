@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxtyping import PyTree as Tree
 
 from rljax.sharding import TRAINING, lay_tree
-from rljax.types import Model, Params, Quantized
+from rljax.types import Model, Params, Quantized, Stored
 
 LARGEST = 127  # of int8, symmetric
 
@@ -35,9 +35,21 @@ def quantize(x: Float[Array, "..."], axes: tuple[int, ...]) -> Quantized:
     return Quantized(values.astype(jnp.int8), scale)
 
 
-def dequantize(x: Array | Quantized) -> Array:
+def dequantize(x: Stored) -> Array:
     """The numbers that are meant, in float32; of an array, itself."""
     return x.values * x.scale if isinstance(x, Quantized) else x
+
+
+def operands(x: Array, weight: Stored) -> tuple[Array, Array]:
+    """Of a product: x, and the weight, or its integers, in the type of x.
+
+    Integers are cast where they are multiplied. XLA would cast them once, before the loop of
+    decoding, which then read as much as if they had not been quantised.
+    """
+    if not isinstance(weight, Quantized):
+        return x, weight.astype(x.dtype)
+    x, integers = jax.lax.optimization_barrier((x, weight.values))
+    return x, integers.astype(x.dtype)
 
 
 def quantized(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from rljax.models.attention import attention_of, softcapped
 from rljax.models.config import DecoderConfig
 from rljax.models.layers import Block, RMSNorm, normal, small_std
-from rljax.models.quantized import dequantize, quantize, quantized
+from rljax.models.quantized import dequantize, operands, quantize, quantized
 from rljax.models.rope import turns
 from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, lay
 from rljax.types import COLUMNS, ROWS, Cache, Model, Params, Quantized
@@ -139,8 +139,8 @@ class Decoder(nnx.Module):
             weight = jax.tree.map(jnp.transpose, self.embed[...])
         else:
             weight = self.head[...]
-        matrix = weight.values if isinstance(weight, Quantized) else weight
-        out = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        x, matrix = operands(x, weight)
+        out = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
         if isinstance(weight, Quantized):
             out = out * weight.scale[0]
         if self.head_kind == "value":
