@@ -62,9 +62,7 @@ def test_it_is_another_policy_but_a_near_one(whole, exact):
 
 def test_quantised_weights_draw_what_they_mean():
     low = MODEL.quantized(weights="int8", kv_cache=None)
-    meant = jax.tree.map(
-        dequantize, low.cast(PARAMS), is_leaf=lambda x: isinstance(x, Quantized)
-    )
+    meant = jax.tree.map(dequantize, low.cast(PARAMS), is_leaf=lambda x: isinstance(x, Quantized))
     one, other = drawn(sampler(quantization="int8")), drawn(sampler(), meant)
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
@@ -96,6 +94,14 @@ def test_what_is_gathered_to_sample_with_is_of_eight_bits():
     large = [kind for kind, shape in found if np.prod([int(n) for n in shape.split(",")]) > 64]
     assert len(large) > 5
     assert set(large) == {"s8"}
+
+
+def test_matrices_are_integers_where_tokens_are_drawn():
+    """Of the layers' MLPs and the head; XLA would cast them before the loop."""
+    text = sampler(max_tokens=4, **BOTH).lower(PARAMS, PROMPTS, KEY).compile().as_text()
+    carried = "".join(re.findall(r"= \((.*?)\) while\(", text))
+    assert {"s8[16,64]", "s8[64,16]", "s8[13,16]"} <= set(re.findall(r"s8\[[\d,]+\]", carried))
+    assert not re.search(r"f32\[(16,64|64,16|13,16|16,13)\]", carried)
 
 
 def test_a_token_is_the_same_in_the_prompt_and_in_the_response(whole):
@@ -152,6 +158,6 @@ def test_given_responses_are_not_sampled():
         *("data.batch_size=8", "data.prompts_per_step=null", "warm_start=null", "update=null"),
         *("shaping=off", "optimizer.value=null"),
     ]
-    with pytest.raises(UserError, match="sampling.quantization: it is of responses"):
+    with pytest.raises(UserError, match=r"sampling\.quantization: it is of responses"):
         tiny_build(*given, "sampling.quantization=int8")
     tiny_build(*given, "evaluation.sampling.quantization=int8")
