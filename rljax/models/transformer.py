@@ -135,14 +135,13 @@ class Decoder(nnx.Module):
 
     def readout(self, x):
         """Logits [..., V] or values [...], in float32."""
-        if self.head_kind == "lm" and self.config.tied:
-            weight = jax.tree.map(jnp.transpose, self.embed[...])
-        else:
-            weight = self.head[...]
+        tied = self.head_kind == "lm" and self.config.tied
+        weight = self.embed[...] if tied else self.head[...]
         x, matrix = operands(x, weight)
+        matrix = matrix.T if tied else matrix
         out = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
         if isinstance(weight, Quantized):
-            out = out * weight.scale[0]
+            out = out * weight.scale.reshape(-1)
         if self.head_kind == "value":
             return out[..., 0]
         if self.config.logit_divisor != 1.0:
