@@ -64,7 +64,8 @@ def logits(model, params):
 
 def test_a_matrix_by_hand():
     """Columns whose largest entries are 12.7, 0 and 254: scales of 0.1, 0 and 2."""
-    found = quantize(jnp.array([[12.7, 0.0, -254.0], [-3.04, 0.0, 3.0]]), (-2,))
+    with jax.debug_nans(True):
+        found = quantize(jnp.array([[12.7, 0.0, -254.0], [-3.04, 0.0, 3.0]]), (-2,))
     np.testing.assert_allclose(found.scale, [[0.1, 0.0, 2.0]], rtol=1e-6)
     np.testing.assert_array_equal(found.values, [[127, 0, -127], [-30, 0, 2]])  # 1.5: to even
     assert found.values.dtype == jnp.int8
