@@ -13,10 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from jaxtyping import PyTree as Tree
 
 from rljax.sharding import TRAINING, lay_tree
-from rljax.types import Model, Params, Quantized, Stored
+from rljax.types import Cache, Model, Params, Quantized, Stored
 
 LARGEST = 127  # of int8, symmetric
 
@@ -85,7 +84,7 @@ def _axes(over, names):
     return Quantized(names, names) if over else names
 
 
-def _init_cache(init_cache, rows: int, columns: int) -> Tree:
+def _init_cache(init_cache: Callable[[int, int], Cache], rows: int, columns: int) -> Cache:
     def zeros(x):
         return Quantized(jnp.zeros(x.shape, jnp.int8), jnp.zeros((*x.shape[:-1], 1)))
 
