@@ -1,4 +1,4 @@
-"""A config's step, built and ready to be measured part by part, and what its update computes."""
+"""A config's step, built and ready to be measured part by part."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,7 @@ from rljax.config import Config, load_config
 from rljax.errors import UserError
 from rljax.host.compiled_step import CompiledStep
 from rljax.launch import config_and_overrides
-from rljax.planning import Load, load_of
-from rljax.planning.roofline import forward_flops
+from rljax.planning import Load, load_of, parameter_counts, update_flops
 from rljax.sharding import replicated, row_sharding
 from rljax.train import TrainStep, place, state_shardings
 from rljax.types import Experience, Prompts, Rollout, TrainState
@@ -42,6 +41,11 @@ class Bench:
     @functools.cached_property
     def load(self) -> Load:
         return load_of(self.built, self.config)
+
+    @functools.cached_property
+    def update_flops(self) -> float:
+        """The models' own, in an update."""
+        return update_flops(self.load, parameter_counts(self.built))
 
     @property
     def _placed(self) -> dict:
@@ -112,21 +116,3 @@ def benched(arguments: Sequence[str], devices: int | None = None) -> Iterator[Be
         raise UserError("a step with work for the host between its halves is not measured")
     with jax.set_mesh(built.mesh):
         yield Bench(config, built)
-
-
-def update_flops(load: Load) -> float:
-    """The model's own FLOPs in an update of whole networks: forward 1, backward 2; what remat
-    computes again does not count, and what stands on another's trunk costs nothing."""
-    return (
-        3.0
-        * load.passes
-        * sum(
-            forward_flops(
-                decoder,
-                load.rows,
-                load.columns,
-                head_width=1 if role in ("value", "reward") else decoder.vocab_size,
-            )
-            for role, decoder in load.trained.items()
-        )
-    )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from benchmarks.built import Bench, benched, update_flops
+from benchmarks.built import Bench, benched
 from benchmarks.report import Row, report
 from benchmarks.roofline import matmul_peak, median_seconds
 from rljax.errors import UserError
@@ -43,7 +43,7 @@ def measure(arguments: list[str]) -> Row:
         step_again, compile_seconds = whole_step(bench, state)
         seconds["step"] = median_seconds(step_again, REPEATS)
         decoder, devices = bench.built.decoder, bench.built.mesh.size
-        flops = update_flops(bench.load)
+        flops = bench.update_flops
     peak = matmul_peak(decoder.dtype) * devices
     tokens = int(collected["response_tokens"])
     update_mfu = flops / seconds["update"] / peak

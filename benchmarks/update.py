@@ -14,7 +14,7 @@ import itertools
 
 import jax
 
-from benchmarks.built import ROOT, benched, update_flops
+from benchmarks.built import ROOT, benched
 from benchmarks.report import Row, report
 from benchmarks.roofline import matmul_peak, median_seconds
 from benchmarks.sampling import HEAD_DIM, VOCAB
@@ -52,7 +52,7 @@ def measure(arguments: list[str], *, devices: int | None = None, peak_size: int 
         key = jax.random.key(0)
         update = jax.jit(bench.step.update).lower(state, experience, key).compile()
         seconds = median_seconds(lambda: update(state, experience, key), REPEATS)
-        flops, load = update_flops(bench.load), bench.load
+        flops, load = bench.update_flops, bench.load
         peak = matmul_peak(bench.built.decoder.dtype, peak_size) * bench.built.mesh.size
     return {
         "seconds": seconds,

@@ -165,7 +165,7 @@ def build(
 
     sample = score = None
     python_rewards = {}
-    if tables.prompts is not None:
+    if algorithm.learns_from == "prompts" or tables.prompts is not None:
         sample = _sampler(config, config.sampling, networks, tokenizer, eos_ids)
         compiled_score, python_rewards = make_rewards(config, context)
         score = functools.partial(make_score, networks.roles, compiled_score)

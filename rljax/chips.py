@@ -59,6 +59,13 @@ CHIPS = {
     )
 }
 
+KINDS = {  # the names that JAX has for them
+    **{"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"},
+    **{"TPU v6 lite": "v6e", "TPU v6e": "v6e", "NVIDIA A100-SXM4-40GB": "A100-40G"},
+    **{"NVIDIA A100-SXM4-80GB": "A100-80G", "NVIDIA H100 80GB HBM3": "H100"},
+    **{"NVIDIA H200": "H200", "NVIDIA B200": "B200"},
+}
+
 
 def find_chip(name: str) -> Chip:
     """The chip of that name, in any case. Raises ``UserError`` with the nearest names."""
@@ -66,6 +73,12 @@ def find_chip(name: str) -> Chip:
     if name.lower() not in names:
         raise UserError(f'no figures of a chip "{name}"; {nearest(name, CHIPS)}')
     return CHIPS[names[name.lower()]]
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a JAX device, if its figures are known."""
+    name = KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]
 
 
 def slice_sizes(chip: Chip) -> list[int]:

@@ -46,7 +46,11 @@ def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
 
 def _check_sections(config: Config, samples: bool, trains: str) -> None:
     """Refuses settings that nothing reads: of sampling where rows are given, and the reverse."""
-    data = config.data
+    data, settings, default = config.data, config.evaluation, Evaluation()
+    answering = {
+        f"evaluation.{name}": getattr(settings, name) != getattr(default, name)
+        for name in ("prompts", "prompts_at_once", "samples_per_prompt", "sampling")
+    }
     if samples:
         unread: dict[str, Any] = {
             "data.batch_size": data.batch_size,
@@ -57,7 +61,6 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
         }
         why = "the policy samples its responses"
         lacking = {
-            "data.eval": data.eval,
             "data.prompts_per_step": data.prompts_per_step,
             "data.max_prompt_tokens": data.max_prompt_tokens,
             "length": config.length,
@@ -77,11 +80,7 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
             unread |= {"reward_weights": config.reward_weights}
             if trains == "policy":
                 unread |= {"models.reward": config.models.reward}
-            settings, default = config.evaluation, Evaluation()
-            unread |= {
-                f"evaluation.{name}": getattr(settings, name) != getattr(default, name)
-                for name in ("prompts", "prompts_at_once", "samples_per_prompt", "sampling")
-            }
+            unread |= answering
         else:  # held-out prompts are answered
             lacking |= {
                 "data.eval": data.eval,
@@ -93,6 +92,9 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
     if trains == "reward":
         unread |= {"rewards": config.rewards, "warm_start": config.warm_start}
         why = "it trains a reward model on rows that are given"
+    if samples and data.eval is None and any(answering.values()):
+        key = next(key for key, value in answering.items() if value)
+        raise UserError(f"{key}: nothing is evaluated; data.eval names no rows")
     for key, value in unread.items():
         if value:
             raise UserError(f"{key}: {name} does not read it: {why}")

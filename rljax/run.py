@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from rljax import __version__
 from rljax.ahead import REFERENCE, fault_of, read_reference, write_reference
@@ -33,7 +34,7 @@ from rljax.host.compiled_step import CompiledStep
 from rljax.host.evidence import BadSteps
 from rljax.host.guard import SKIPPED, Guard
 from rljax.host.listeners import Failure, Listeners
-from rljax.host.loop import host_batch, run_steps
+from rljax.host.loop import host_batch, run_steps, unmeasured
 from rljax.host.metrics import Records, json_text, read_records
 from rljax.host.samples import SAMPLES, keep_samples, table_path, write_samples
 from rljax.host.selection import out_of_patience
@@ -42,6 +43,7 @@ from rljax.host.stopping import Stopping
 from rljax.host.terminal import Terminal
 from rljax.listening import open_listeners
 from rljax.phases import Phase
+from rljax.planning import step_speed
 from rljax.roles import Trees
 from rljax.starts import load_start
 from rljax.train import place
@@ -111,6 +113,9 @@ class Run:
             phase, evaluator = self._with_reference(phase, checkpoints)
             if state is not None:
                 self._made = None  # they were only to ask the reference
+            step = self._compiled_step(phase)
+            if state is None:  # compiled while the starts are made and evaluated
+                step.begin(laid_out(self.built, phase)[0], self._batches(phase)(0))
 
             def evaluate(step: int, state: TrainState) -> None:
                 began = time.perf_counter()
@@ -143,15 +148,17 @@ class Run:
                 self._tired = self._out_of_patience()
                 if all(record["step"] != resumed for record in self._evaluations):
                     evaluate_if_due(resumed, state)  # it was asked to stop before
-            state = self._train(phase, state, checkpoints, evaluate_if_due, lambda: self._tired)
-        step, params, frozen = int(state.step), state.params, state.frozen
+            state = self._train(
+                phase, step, state, checkpoints, evaluate_if_due, lambda: self._tired
+            )
+        done, params, frozen = int(state.step), state.params, state.frozen
         del state  # the optimizers' memory is wanted for what is read again
         finish(
             self.config,
             self.built,
             self.folder,
             self.terminal,
-            step=step,
+            step=done,
             params=params,
             frozen=frozen,
             evaluations=self._evaluations,
@@ -351,7 +358,7 @@ class Run:
             else:
                 state = self._place(warm_start, {"policy": self._load("policy")})
                 checkpoints.save_and_wait(0, state, self._progress(checkpoints))
-            state = self._train(warm_start, state, checkpoints)
+            state = self._train(warm_start, self._compiled_step(warm_start), state, checkpoints)
         others = {name: self._load(name) for name in starts if name != "policy"}
         return {"policy": state.params["policy"], **others}
 
@@ -361,13 +368,14 @@ class Run:
     def _train(
         self,
         phase: Phase,
+        step: CompiledStep,
         state: TrainState,
         checkpoints: Checkpoints,
         on_state: Callable[[int, TrainState], None] = lambda step, state: None,
         enough: Callable[[], bool] = lambda: False,
     ) -> TrainState:
         """Runs a phase from where its state stands to its end, or until it is ``enough``."""
-        done = int(state.step)
+        done, trains = int(state.step), phase.name == self.built.train.name
         changes: dict[str, float] = {}
         warned: set[str] = set()
 
@@ -378,16 +386,9 @@ class Run:
                 self.terminal.say("controller", text, step=step, name=name, value=value)
             for text in new_warnings(warned, metrics):
                 self._warn(text, step)
-            if phase.name == self.built.train.name:
+            if trains:
                 self._listeners.on_step(step, metrics)
 
-        def compiling():
-            return self._compiling(phase.name)
-
-        _, shardings = laid_out(self.built, phase)
-        step = CompiledStep(
-            phase.train_step, shardings, self.built.mesh, compiling, phase.between, phase.parts
-        )
         part = self._folder(phase).relative_to(self.folder)
         records = self._records(str(part / "metrics.jsonl"), up_to_step=done)
         recorded = [record["step"] for record in read_records(self.folder / part / "metrics.jsonl")]
@@ -400,17 +401,28 @@ class Run:
             return run_steps(
                 step,
                 state,
-                functools.partial(host_batch, phase.batches, mesh=self.built.mesh),
+                self._batches(phase),
                 steps=phase.steps,
                 checkpoints=checkpoints,
                 records=records,
                 on_step=on_step,
                 on_state=on_state,
                 enough=enough,
+                speed=step_speed(self.built, self.config) if trains else unmeasured,
                 progress=functools.partial(self._progress, checkpoints),
                 stopping=self._stopping,
                 guard=self._guard(phase, checkpoints),
             )
+
+    def _compiled_step(self, phase: Phase) -> CompiledStep:
+        _, shardings = laid_out(self.built, phase)
+        compiling = functools.partial(self._compiling, phase.name)
+        return CompiledStep(
+            phase.train_step, shardings, self.built.mesh, compiling, phase.between, phase.parts
+        )
+
+    def _batches(self, phase: Phase) -> Callable[[int], PyTree]:
+        return functools.partial(host_batch, phase.batches, mesh=self.built.mesh)
 
     def _guard(self, phase: Phase, checkpoints: Checkpoints) -> Guard:
         settings, built = self.config.guard, self.built

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rljax.chips import CHIPS, bandwidth, find_chip, slice_sizes, slices_of
+from rljax.chips import CHIPS, KINDS, bandwidth, chip_of, find_chip, slice_sizes, slices_of
 from rljax.errors import UserError
 
 
@@ -21,6 +21,12 @@ def test_chips_by_name():
     assert find_chip("V5P") is CHIPS["v5p"]
     with pytest.raises(UserError, match=r'no figures of a chip "v5"; did you mean "v\d'):
         find_chip("v5")
+
+
+def test_chips_by_the_name_that_jax_has():
+    assert set(KINDS.values()) == CHIPS.keys()
+    assert chip_of("NVIDIA H200") is CHIPS["H200"]
+    assert chip_of("cpu") is None
 
 
 def test_slices():

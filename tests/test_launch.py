@@ -94,6 +94,17 @@ def test_a_runs_own_samples_are_scored_as_the_run_did(undisturbed, capsys):
     assert compared > 3
 
 
+def test_a_run_that_samples_needs_no_held_out_prompts(tmp_path):
+    settings = ["data.eval=null", "evaluation={}", "warm_start=null", "steps=2"]
+    run = process(tmp_path / "run", *SETTINGS, *settings)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["before"], summary["after"], summary["steps"]) == ({}, {}, 2)
+    assert len(records(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert not (tmp_path / "run" / "samples").exists()
+
+
 def test_output_that_is_no_terminal_is_json_lines(undisturbed):
     _, out = undisturbed
     events = [json.loads(line) for line in out.splitlines()]

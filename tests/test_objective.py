@@ -59,7 +59,7 @@ REWARD = (
         (["data.packing=true"], "data.packing: ppo does not read it"),
         (["data.buckets=2"], "data.buckets: ppo does not read it"),
         (["data.reference_ahead=true"], "data.reference_ahead: ppo does not read it"),
-        (["data.eval=null"], 'the config lacks "data.eval"'),
+        (["data.eval=null", "evaluation.prompts=8"], "evaluation.prompts: nothing is evaluated"),
         (["data.prompts_per_step=null"], 'the config lacks "data.prompts_per_step"'),
         (["data.max_prompt_tokens=null"], 'the config lacks "data.max_prompt_tokens"'),
         (["length=null"], 'the config lacks "length"'),

@@ -30,7 +30,6 @@ def config(job: Job) -> dict:
         "models": {"policy": {"fn": job.model, "remat": "none"}},
         "data": {
             "train": str(job.folder / "prompts.jsonl"),
-            "eval": str(job.folder / "prompts.jsonl"),
             "prompts_per_step": job.prompts_per_step,
             "max_prompt_tokens": shape.prompt_tokens,
         },
@@ -44,7 +43,6 @@ def config(job: Job) -> dict:
         "optimizer": {
             role: {"learning_rate": LEARNING_RATE} for role in ["policy", "value"][: 1 + ppo]
         },
-        "evaluation": {"prompts": 1},
         "checkpoint": {"every_steps": job.steps},
         "callbacks": {"on_step": {"fn": f"{HERE}:note", "file": str(job.folder / "steps.jsonl")}},
     }

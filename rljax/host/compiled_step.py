@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class CompiledStep:
     """A step compiled ahead of time, once for each shape of batch, its state donated.
 
     The state's shardings are pinned, so that every step's state can enter the next. A compilation
-    happens within ``compiling()``, which may announce and time it.
+    is waited for within ``compiling()``, which may announce and time it.
 
     What the host has to do ``between`` drawing and learning, it does for one of the ``parts`` of a
     rollout while the devices draw the next one; of a state that has a rollout pending, while they
@@ -89,8 +89,9 @@ class CompiledStep:
         self._step, self._between, self._parts = step, between, parts
         self._shardings, self._mesh = shardings, mesh
         self._programs: dict[Any, Programs] = {}
+        self._begun: dict[Any, Future[Programs]] = {}
         self._compiling = compiling
-        self._watch = ThreadPoolExecutor(max_workers=1)  # sees when the devices are done
+        self._aside = ThreadPoolExecutor(max_workers=1)  # compiles; sees when the devices are done
         self.ahead = 0 if shardings.pending is None else 1  # steps that its batches are ahead
 
     def place(self, batch: PyTree) -> PyTree:
@@ -101,24 +102,36 @@ class CompiledStep:
         rows = row_sharding(self._mesh)
         return jax.tree.map(lambda x: place_rows(x, rows), batch)
 
+    def begin(self, state: TrainState, batch: PyTree) -> None:
+        """Compiles the step for such a state, of shapes and shardings, and such a batch, while the
+        caller does something else."""
+        batch = self.place(batch)
+        self._begun[_shapes(batch)] = self._aside.submit(self._compile, state, batch)
+
     def prepare(self, state: TrainState, batch: PyTree) -> PyTree:
         """The batch on the devices, if it is not there yet; compiles the step if its shapes are
         new."""
         batch = self.place(batch)
-        if _shapes(batch) not in self._programs:
+        shapes = _shapes(batch)
+        if shapes not in self._programs:
             with self._compiling():
-                lowered = lower_step(
-                    self._step,
-                    state,
-                    batch,
-                    shardings=self._shardings,
-                    mesh=self._mesh,
-                    between=self._between,
-                    parts=self._parts,
-                )
-                compiled = Programs(*(program and program.compile() for program in lowered))
-                self._programs[_shapes(batch)] = compiled
+                begun = self._begun.pop(shapes, None)
+                programs = begun.result() if begun else self._compile(state, batch)
+                self._programs[shapes] = programs
         return batch
+
+    def _compile(self, state: TrainState, batch: PyTree) -> Programs:
+        with jax.set_mesh(self._mesh):  # of this thread
+            lowered = lower_step(
+                self._step,
+                state,
+                batch,
+                shardings=self._shardings,
+                mesh=self._mesh,
+                between=self._between,
+                parts=self._parts,
+            )
+            return Programs(*(program and program.compile() for program in lowered))
 
     def prime(self, state: TrainState, batch: PyTree) -> TrainState:
         """The state with the rollout pending that its next step learns from, of that step's
@@ -143,7 +156,7 @@ class CompiledStep:
             # The number is of the program before, so that one part is drawn after the other.
             rollout, number = programs.draw(state, batch, number)
             drawn.append(rollout)
-        over = self._watch.submit(_over, drawn)
+        over = self._aside.submit(_over, drawn)
         waited = 0.0
 
         def arriving(rollouts: Iterable[Rollout]) -> Iterator[Rollout]:

@@ -19,6 +19,13 @@ from rljax.host.stopping import Stopped, Stopping
 from rljax.sharding import row_sharding
 from rljax.types import Metrics, TrainState
 
+Speed = Callable[[dict[str, float], float], dict[str, float]]  # (metrics, seconds) -> more metrics
+
+
+def unmeasured(metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    """A ``Speed`` that says nothing."""
+    return {}
+
 
 def host_batch(batches: Batches, step: int, mesh: Mesh) -> PyTree:
     """The rows of a batch whose devices are this host's."""
@@ -43,6 +50,7 @@ def run_steps(
     on_state: Callable[[int, TrainState], None],
     progress: Callable[[], dict[str, Any]],
     enough: Callable[[], bool] = lambda: False,
+    speed: Speed = unmeasured,
     stopping: Stopping | None = None,
     guard: Guard = NO_GUARD,
 ) -> TrainState:
@@ -50,8 +58,9 @@ def run_steps(
     last.
 
     While the devices work on a step, the host makes the next batch and sends it to them. After each
-    step ``on_step`` gets its number, from 1, and its metrics, and ``on_state`` the new state, which
-    it must not keep: the next step takes its buffers. Before each step ``stopping`` is asked, and
+    step ``on_step`` gets its number, from 1, and its metrics, to which ``speed`` adds what follows
+    from them and the step's seconds; ``on_state`` gets the new state, which it must not keep: the
+    next step takes its buffers. Before each step ``stopping`` is asked, and
     told how long a step and saving may take. What is done about a step of which an update was left
     out is the ``guard``'s to say.
 
@@ -89,6 +98,7 @@ def run_steps(
             ended = start + seconds
             if "response_tokens" in metrics:
                 metrics["perf/tokens_per_second"] = metrics["response_tokens"] / seconds
+            metrics |= speed(metrics, seconds)
             rolled_back, error = False, None
             if metrics.get(SKIPPED):
                 state, rolled_back, error = respond(guard, done, state, metrics, evidence)

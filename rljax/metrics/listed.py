@@ -315,6 +315,20 @@ TIMING = (
         ),
     ),
     *_of(
+        "planning/utilisation.py",
+        (
+            "perf/tflops_per_device",
+            "TFLOP/s",
+            "of the models' own, a device: what remat computes again and padding do not count",
+        ),
+        (
+            "perf/mfu",
+            "share",
+            "the same, of the chip's published peak in bfloat16",
+            "perf/mfu/actor",
+        ),
+    ),
+    *_of(
         "host/compiled_step.py",
         (
             "perf/reward_seconds",

@@ -11,6 +11,7 @@ from rljax.planning.topology import (
     lower_training,
     use_simulated_devices,
 )
+from rljax.planning.utilisation import step_flops, step_speed, update_flops
 
 __all__ = [
     "Compiled",
@@ -31,5 +32,8 @@ __all__ = [
     "phases",
     "plan_lines",
     "ranking_lines",
+    "step_flops",
+    "step_speed",
+    "update_flops",
     "use_simulated_devices",
 ]

@@ -131,6 +131,17 @@ def forward_flops(config: DecoderConfig, rows: int, columns: int, *, head_width:
     return 2.0 * rows * columns * (config.layers * layer + config.width * head_width)
 
 
+def role_flops(load: Load, role: str, decoder: DecoderConfig) -> float:
+    """FLOPs of one forward pass of a network over all rows."""
+    head = 1 if role in ("value", "reward") else decoder.vocab_size
+    return forward_flops(decoder, load.rows, load.columns, head_width=head)
+
+
+def backward_passes(load: Load, role: str, parameters: Mapping[str, int]) -> int:
+    """What a backward pass counts as, in passes forward: one where only adapters are learned."""
+    return 2 if load.learned[role] == parameters[role] else 1
+
+
 def matrix_sizes(config: DecoderConfig) -> int:
     """Entries of a layer's matrices that a token is multiplied with."""
     c = config
@@ -163,20 +174,15 @@ def phases(
         flops += 2.0 * load.prompts * policy.width * policy.vocab_size
         moved = activation_bytes(policy, load.prompts * load.prompt_tokens) / count
         work["prefill"] = flops, load.draws * weights + moved
-        token = policy.layers * (
-            matrix_sizes(policy) + 2 * policy.heads * policy.head_dim * load.columns
-        )
-        token += policy.width * policy.vocab_size
-        turns = load.draws * load.max_tokens
         work["decode"] = (
-            2.0 * load.rows * load.max_tokens * token,
-            turns * (weights + cache),
+            role_flops(load, "policy", policy) * load.max_tokens / load.columns,
+            load.draws * load.max_tokens * (weights + cache),
         )
     tokens = load.rows * load.columns
     if load.scoring:
         work["score"] = _sum(
             (
-                forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder)),
+                role_flops(load, role, decoder),
                 load.scored_in(mesh) * _weights(decoder, parameters[role]) / tensor
                 + activation_bytes(decoder, tokens) / count,
             )
@@ -184,9 +190,8 @@ def phases(
         )
     updates, optimizer = [], sum(load.learned.values()) / mesh.size
     for role, decoder in load.trained.items():
-        # Passes forward: backward counts as two, or where a base is not learned as one.
-        times = 1 + (2 if load.learned[role] == parameters[role] else 1) + _recomputes(decoder)
-        forward = forward_flops(decoder, load.rows, load.columns, head_width=_head(role, decoder))
+        times = 1 + backward_passes(load, role, parameters) + _recomputes(decoder)
+        forward = role_flops(load, role, decoder)
         reads = load.minibatches * load.microbatches * _weights(decoder, parameters[role]) / tensor
         moved = load.passes * activation_bytes(decoder, tokens) / count
         updates.append((times * load.passes * forward, times * (reads + moved)))
@@ -294,10 +299,6 @@ def parameter_counts(built: Build) -> dict[str, int]:
 def _recomputes(decoder: DecoderConfig) -> int:
     """Passes forward that remat adds."""
     return int(decoder.remat in ("full", "offload"))
-
-
-def _head(role: str, decoder: DecoderConfig) -> int:
-    return 1 if role in ("value", "reward") else decoder.vocab_size
 
 
 def _item(decoder: DecoderConfig) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import sampling, update
-from benchmarks.built import benched, update_flops
+from benchmarks.built import benched
 from rljax.models import decoder, llama
 from rljax.planning.roofline import forward_flops
 
@@ -71,7 +71,7 @@ def test_update_flops(algorithm):
     """Three passes over all columns in each epoch, of the policy, and of a critic with its head."""
     command = update.settings("4x256", algorithm, rows=16)
     with benched([*command, "update.epochs=2"], devices=1) as bench:
-        found, one = update_flops(bench.load), bench.built.decoder
+        found, one = bench.update_flops, bench.built.decoder
         assert (bench.load.rows, bench.load.columns) == (16, 96)
     passes = forward_flops(one, 16, 96, head_width=update.VOCAB)
     if algorithm == "ppo":

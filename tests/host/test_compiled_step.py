@@ -1,6 +1,7 @@
 """What is drawn in halves, or a step ahead: the same rows, learned from when they should be."""
 
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from tiny import begin_training, tiny_build
 
 from rljax.checks import first_batch, laid_out
 from rljax.errors import UserError
+from rljax.host import compiled_step
+from rljax.host.compiled_step import lower_step
 from rljax.host.rows import local, placed
 from rljax.types import PYTHON_REWARD
 
@@ -166,3 +169,25 @@ def test_nothing_stale_without_sampling():
             *("data.max_prompt_tokens=null", "sampling=null", "length=null", "evaluation={}"),
             "staleness=1",
         )
+
+
+def test_a_step_that_was_begun_is_waited_for_and_is_the_same(monkeypatch):
+    """Compiled from shapes and shardings by another thread, it takes the state as it was placed."""
+    settings, threads = [*SETTINGS, "mesh={data: 4, fsdp: 2}"], []
+
+    def lower(*args, **keywords):
+        threads.append(threading.current_thread())
+        return lower_step(*args, **keywords)
+
+    monkeypatch.setattr(compiled_step, "lower_step", lower)
+    built = tiny_build(*settings, devices=8)
+    phase = built.train
+    state, step = begin_training(built)
+    step.begin(laid_out(built, phase)[0], phase.batches[0])
+    with jax.set_mesh(built.mesh):
+        batch = step.prepare(state, phase.batches[0])
+        state, metrics, _ = step(state, batch)
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+    found = jax.device_get(state.params), [jax.device_get(metrics)]
+    assert_same(found, train(*settings, steps=1, devices=8))
