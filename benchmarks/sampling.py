@@ -45,6 +45,8 @@ class Workload(NamedTuple):
     prompt_tokens: int
     lengths: tuple[int, ...]  # of responses, in tokens
     group_size: int = 1  # rows of a prompt
+    quantization: str | None = None  # of the weights
+    kv_cache_dtype: str | None = None
 
 
 def shape(
@@ -69,15 +71,16 @@ def weight_bytes(model: Model, config: DecoderConfig) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
 
 
-def column_bytes(config: DecoderConfig) -> int:
+def column_bytes(model: Model) -> int:
     """Of a token's keys and values in all layers."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    cache = jax.eval_shape(lambda: model.init_cache(1, 1))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
-def decode_bytes(config: DecoderConfig, weights: int, rows: int, columns: float) -> float:
+def decode_bytes(model: Model, weights: int, rows: int, columns: float) -> float:
     """Bytes that a decode step has to move where ``columns`` of the cache are filled: all weights,
     these columns, and the one that is written."""
-    return weights + rows * (columns + 1) * column_bytes(config)
+    return weights + rows * (columns + 1) * column_bytes(model)
 
 
 def decode_flops(config: DecoderConfig, rows: int, columns: float) -> float:
@@ -100,7 +103,9 @@ def sample_seconds(
 def measure(workload: Workload, rows: int, *, peak_size: int = 2048) -> list[Row]:
     """The figures of a workload with so many rows, one of them for each length."""
     config, group = workload.decoder, workload.group_size
-    model = decoder(config)
+    model = decoder(config).quantized(
+        weights=workload.quantization, kv_cache=workload.kv_cache_dtype
+    )
     params = jax.jit(model.init)(jax.random.key(0))
     size = (rows // group, workload.prompt_tokens)
     tokens = jax.random.randint(jax.random.key(1), size, 0, config.vocab_size)
@@ -118,7 +123,7 @@ def measure(workload: Workload, rows: int, *, peak_size: int = 2048) -> list[Row
     for length in workload.lengths:
         seconds = (draw(tokens=length) - first) / (length - 1)
         filled = size[1] + (length + 1) / 2  # in the mean of the steps behind the first
-        moved = decode_bytes(config, weights, rows, filled)
+        moved = decode_bytes(model, weights, rows, filled)
         work = decode_flops(config, rows, filled)
         reading = moved / read_bandwidth()
         computing = work / matmul_peak(config.dtype, config.width, rows=rows)
@@ -206,11 +211,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", help="lengths of responses")
     parser.add_argument("--group", type=int, default=1, help="rows of a prompt; default 1")
     parser.add_argument("--prompt-lookup", type=int, help="tokens guessed, to compare with none")
+    parser.add_argument("--quantization", choices=["int8"], help="of the weights")
+    parser.add_argument("--kv-cache-dtype", choices=["int8"], help="of keys and values")
     options = parser.parse_args()
     use_compilation_cache()
     rows = []
     for name in options.shapes or WORKLOADS:
-        workload = WORKLOADS[name]._replace(group_size=options.group)
+        workload = WORKLOADS[name]._replace(
+            group_size=options.group,
+            quantization=options.quantization,
+            kv_cache_dtype=options.kv_cache_dtype,
+        )
         if options.tokens:
             workload = workload._replace(lengths=tuple(options.tokens))
         for batch in options.batch:

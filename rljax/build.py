@@ -43,7 +43,7 @@ from rljax.phases import (
     with_pending,
 )
 from rljax.roles import Networks, Trees
-from rljax.sampling import make_sampler
+from rljax.sampling import QUANTIZED, make_sampler
 from rljax.sharding import make_mesh, row_shards
 from rljax.sources import Tables, demonstrations, make_between, read_tables
 from rljax.tokens import Foreign, check_tokens, read_tokenizer
@@ -189,7 +189,9 @@ def build(
         train, measuring = _given_phase(parts)
     answering = None
     if tables.prompts is not None:
-        settings = config.sampling | config.evaluation.sampling
+        # The policy is evaluated as it is trained and exported.
+        exact = {name: given for name, given in config.sampling.items() if name not in QUANTIZED}
+        settings = exact | config.evaluation.sampling
         drawing = _sampler(config, settings, networks, tokenizer, eos_ids)
         answering = _answering(parts, drawing)
     if config.evaluation.patience is not None and config.evaluation.best is None:
@@ -351,6 +353,12 @@ def _given_phase(parts: Parts) -> tuple[Phase, Measuring | None]:
     data, table = config.data, parts.tables.train
     if config.staleness:
         raise UserError(f"staleness={config.staleness}: nothing is sampled that could be stale")
+    for name in QUANTIZED:
+        if config.sampling.get(name) is not None:
+            raise UserError(
+                f"sampling.{name}: it is of responses that are learned from, and these are given; "
+                f"an evaluation has evaluation.sampling.{name}"
+            )
     update = _update_settings(config)
     for name in ("epochs", "minibatches"):
         if update[name] != 1:

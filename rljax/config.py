@@ -15,7 +15,7 @@ from rljax.lengths import check_band
 from rljax.losses import make_correction
 from rljax.models import DecoderConfig, families
 from rljax.models.lora import make_lora
-from rljax.sampling import make_sampler
+from rljax.sampling import QUANTIZED, make_sampler
 from rljax.sharding import make_mesh
 from rljax.train import adamw, make_update
 
@@ -208,8 +208,9 @@ class Config(Section):
 
     @property
     def rollout_correction(self) -> dict[str, Any] | None:
-        """The correction, which a rollout that is stale always has."""
-        return {} if self.staleness and self.correction is None else self.correction
+        """The correction, which a rollout that is stale, or quantised, always has."""
+        another = self.staleness or any(self.sampling.get(name) for name in QUANTIZED)
+        return {} if another and self.correction is None else self.correction
 
     def shaping_stages(self) -> dict[str, Node]:
         return {name: node for name, node in (self.shaping or {}).items() if node is not None}

@@ -153,12 +153,27 @@ class TrainState:
 
 
 @struct.dataclass
+class Quantized:
+    """An array as integers times scales, whose axes are as long, or 1. Its leading axes are indexed
+    as those of the array."""
+
+    values: Int[Array, "..."]
+    scale: Float[Array, "..."]
+
+    def __getitem__(self, at) -> "Quantized":
+        return Quantized(self.values[at], self.scale[at])
+
+
+Stored = Array | Quantized  # as sampling keeps matrices, and keys and values
+
+
+@struct.dataclass
 class Cache:
     """Keys and values of every layer, head-major, so that decoding reads them in order: one array
-    of all layers, or one of each."""
+    of all layers, or one of each: [L, B, K, S, h] or [B, K, S, h]."""
 
-    keys: Float[Array, "L B K S h"] | tuple[Float[Array, "B K S h"], ...]
-    values: Float[Array, "L B K S h"] | tuple[Float[Array, "B K S h"], ...]
+    keys: Stored | tuple[Stored, ...]
+    values: Stored | tuple[Stored, ...]
 
 
 ROWS, COLUMNS = -4, -2  # axes of every array of a cache
@@ -184,6 +199,8 @@ class Model(NamedTuple):
     # Of a vocabulary whose logits are not to exist all at once: parameters, of which each lot laid
     # over the others gives ``head`` a part of the vocabulary, and its ids, −1 padded: [parts, ...].
     head_parts: Callable[[Params], tuple[Params, Int[Array, "parts n"]]] | None = None
+    # (weights=, kv_cache=): the model that samples with either of eight bits.
+    quantized: "Callable[..., Model] | None" = None
 
 
 class Role(NamedTuple):

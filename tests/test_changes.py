@@ -75,6 +75,11 @@ def test_what_a_checkpoint_holds_cannot_change(change):
         check_same_run(config(), config(change), "run", allowed=True)
 
 
+def test_sampling_in_eight_bits_is_another_policy_with_a_correction_of_its_own():
+    with pytest.raises(UserError, match=r"correction.*sampling\.quantization None -> int8"):
+        check_same_run(config(), config("sampling.quantization=int8"), "run")
+
+
 def test_every_pattern_is_of_a_key():
     """Each key of the embedded task falls under exactly one of the three."""
     found = changes(config(*HARMLESS, *LEARNED), config())

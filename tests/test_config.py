@@ -358,6 +358,14 @@ def test_what_is_stale_is_corrected():
             load(DRIFT, f"staleness={wrong}")
 
 
+@pytest.mark.parametrize("name", ["quantization", "kv_cache_dtype"])
+def test_what_is_sampled_in_eight_bits_is_corrected(name):
+    setting = f"sampling.{name}=int8"
+    assert resolved(load(DRIFT, setting))["correction"]["cap"] == 2.0
+    assert resolved(load(DRIFT, setting, "correction={cap: 3}"))["correction"]["cap"] == 3
+    assert resolved(load(DRIFT, f"evaluation.{setting}"))["correction"] is None
+
+
 def test_resolved_writes_out_every_default():
     tree = resolved(load(DRIFT, "update={epochs: 3}", "evaluation={}"))
     assert tree["mesh"] == {"data": -1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}
@@ -371,6 +379,7 @@ def test_resolved_writes_out_every_default():
     assert tree["sampling"] == {
         "max_tokens": 72, "group_size": 1, "slots": None, "prompt_lookup": 0,
         "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None,
+        "quantization": None, "kv_cache_dtype": None,
     }  # fmt: skip
     assert tree["rewards"]["correct"] == {"fn": "answer_match", "marker": "#", "column": "answer"}
     assert tree["shaping"] == {

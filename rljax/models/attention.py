@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float
 from rljax.models.config import DecoderConfig
 from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
 from rljax.sharding import axis_shards, column_shards
+from rljax.types import Quantized
 
 
 def attention(
     q: Float[Array, "B T H h"],
-    keys: Float[Array, "B K S h"],
-    values: Float[Array, "B K S h"],
+    keys: Float[Array, "B K S h"] | Quantized,
+    values: Float[Array, "B K S h"] | Quantized,
     visible: Bool[Array, "B T S"],
     *,
     divisor: float,
@@ -25,8 +26,11 @@ def attention(
     """softmax(q·k / ``divisor``)·v over the columns that are ``visible``.
 
     The queries that share a key head are stacked as rows of one matrix product, unless they are
-    spread over a mesh, which could not spread the stack.
+    spread over a mesh, which could not spread the stack. Quantised keys and values have a scale
+    for each column, which scores and weights are multiplied by.
     """
+    keys, key_scale = _integers(keys, q.dtype)
+    values, value_scale = _integers(values, q.dtype)
     rows, queries, heads, head_dim = q.shape
     kv_heads = keys.shape[1]
     q = q.reshape(rows, queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h
@@ -36,13 +40,24 @@ def attention(
         q = q.reshape(rows, kv_heads, -1, head_dim)
     scores = jnp.einsum("bk...h,bksh->bk...s", q, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(*grouped[:-1], -1) / divisor
+    if key_scale is not None:
+        scores = scores * key_scale
     if softcap is not None:
         scores = softcapped(scores, softcap)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)
+    if value_scale is not None:
+        weights = weights * value_scale
     weights = weights.astype(q.dtype).reshape(*q.shape[:-1], -1)
     mixed = jnp.einsum("bk...s,bksh->bk...h", weights, values)
     mixed = mixed.reshape(grouped).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, queries, heads, head_dim)
+
+
+def _integers(x: Array | Quantized, dtype):
+    """As a product takes them, and their scales [B, K, 1, 1, S], if there are any."""
+    if not isinstance(x, Quantized):
+        return x, None
+    return x.values.astype(dtype), x.scale[:, :, None].swapaxes(-1, -2)
 
 
 def softcapped(x: Array, cap: float) -> Array:

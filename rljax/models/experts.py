@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rljax.models.quantized import operands
 from rljax.sharding import STREAM, TRAINING, Rules, partition_spec, spread_over
+from rljax.types import Quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,10 @@ def apply_experts(
       matrices: by name, [E, in, out].
       rules: where they all lie.
     """
-    count = next(iter(matrices.values())).shape[0]
+    count = len(jax.tree.leaves(matrices)[0])
 
     def local(x, chosen, weights, matrices, first):
-        held = next(iter(matrices.values())).shape[0]
+        held = len(jax.tree.leaves(matrices)[0])
         rows, per_token = x.reshape(-1, x.shape[-1]), chosen.shape[-1]
         expert = chosen.reshape(-1) - first
         here = (expert >= 0) & (expert < held)
@@ -56,7 +58,12 @@ def apply_experts(
         gathered = rows[order // per_token]
 
         def multiply(rows, name):
-            return jax.lax.ragged_dot(rows, matrices[name].astype(rows.dtype), sizes)
+            matrix = matrices[name]
+            if not isinstance(matrix, Quantized):
+                return jax.lax.ragged_dot(rows, matrix.astype(rows.dtype), sizes)
+            out = jax.lax.ragged_dot(*operands(rows, matrix), sizes)
+            scale = jnp.take(matrix.scale[:, 0], expert[order], axis=0, mode="clip")
+            return (out * scale).astype(rows.dtype)
 
         out = jnp.where(here[order, None], mlp(gathered, multiply), 0)
         out = out * weights.reshape(-1)[order, None].astype(out.dtype)
@@ -72,7 +79,7 @@ def apply_experts(
     copies = tuple(axis for axis in over if axis not in of_rows)
 
     def sharded(x, chosen, weights, matrices):
-        held = next(iter(matrices.values())).shape[0]
+        held = len(jax.tree.leaves(matrices)[0])
         first = jax.lax.axis_index(over) * held if over else 0
         for axis in of_rows:
             x, chosen, weights = (

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 
 from rljax.models.config import DecoderConfig, LoRA
 from rljax.models.experts import apply_experts, route
+from rljax.models.quantized import operands
 from rljax.models.rope import rotate
 from rljax.sharding import column_shards, lay
+from rljax.types import Quantized, Stored
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}
 
@@ -27,7 +29,7 @@ class Linear(nnx.Module):
         """``inputs`` and ``outputs`` map the logical axes of W to their sizes."""
         shape, axes = (*inputs.values(), *outputs.values()), (*inputs, *outputs)
         self.inputs = len(inputs)
-        self.kernel = normal(rngs, std, shape, axes)
+        self.kernel = normal(rngs, std, shape, axes, tuple(range(-len(shape), -len(outputs))))
         if bias:
             self.bias = nnx.Param(jnp.zeros(tuple(outputs.values())), axes=tuple(outputs))
         self.gain = 0.0
@@ -109,9 +111,9 @@ class MixtureMLP(nnx.Module):
         std, experts = small_std(config.width), config.experts
         count, width, hidden = experts.count, config.width, config.mlp_width
         self.router = normal(rngs, std, (width, count), ("embed", None))
-        inward = ((count, width, hidden), ("experts", "embed", "expert_mlp"))
+        inward = ((count, width, hidden), ("experts", "embed", "expert_mlp"), (-2,))
         self.gate, self.up = normal(rngs, std, *inward), normal(rngs, std, *inward)
-        outward = ((count, hidden, width), ("experts", "expert_mlp", "embed"))
+        outward = ((count, hidden, width), ("experts", "expert_mlp", "embed"), (-2,))
         self.down = normal(rngs, std, *outward)
         self.experts, self.activate = experts, ACTIVATIONS[config.activation]
 
@@ -153,20 +155,25 @@ def small_std(width: int) -> float:
     return math.sqrt(2 / (5 * width))
 
 
-def normal(rngs: nnx.Rngs, std: float, shape, axes) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes)
+def normal(rngs: nnx.Rngs, std: float, shape, axes, sums: tuple[int, ...] = ()) -> nnx.Param:
+    """``sums``: the axes that a product with it sums over, if it may be quantised."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes, sums=sums)
 
 
 def _adapters(config: DecoderConfig, name: str) -> LoRA | None:
     return config.lora if config.lora and name in config.lora.targets else None
 
 
-def _multiply(x: Float[Array, "B T *n"], weight: Array, inputs: int = 1):
+def _multiply(x: Float[Array, "B T *n"], weight: Stored, inputs: int = 1):
     """Contracts the last ``inputs`` axes of x with the first of ``weight``, in the dtype of x.
 
     As one flat matrix product, unless columns are spread over the mesh: XLA's CPU backend takes
     twice as long for the weight's gradient of a batched one, whose operands it transposes.
     """
+    if isinstance(weight, Quantized):
+        scale = weight.scale.reshape(weight.scale.shape[inputs:])
+        x, integers = operands(x, weight)
+        return (_multiply(x, integers, inputs) * scale).astype(x.dtype)
     if column_shards() > 1:
         return jnp.tensordot(x, weight.astype(x.dtype), inputs)
     size = math.prod(weight.shape[:inputs])

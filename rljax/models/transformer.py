@@ -14,11 +14,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
 from rljax.models.attention import attention_of, softcapped
+from rljax.models.cache import columns_from, write_cache
 from rljax.models.config import DecoderConfig
 from rljax.models.layers import Block, RMSNorm, normal, small_std
+from rljax.models.quantized import dequantize, operands, quantized
 from rljax.models.rope import turns
 from rljax.sharding import SAMPLING, STREAM, TRAINING, Rules, axis_shards, lay
-from rljax.types import ROWS, Cache, Model, Params
+from rljax.types import Cache, Model, Params, Quantized
 
 MOST_UNROLLED = 8  # layers, whose caches lie apart: then none is copied to be read
 INPUT = "layer_input"
@@ -40,14 +42,15 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, head: Literal["lm", "value"], rngs: nnx.Rngs):
         self.config, self.head_kind = config, head
         width, vocab, std = config.width, config.vocab_size, small_std(config.width)
-        self.embed = normal(rngs, std, (vocab, width), ("vocab", "embed"))
+        sums = (-1,) if config.tied else ()  # as the head; a lookup sums over nothing
+        self.embed = normal(rngs, std, (vocab, width), ("vocab", "embed"), sums)
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda r: Block(config, r)))
         self.layers = stack(rngs)
         self.norm = RMSNorm(config)
         if head == "value":
             self.head = nnx.Param(jnp.zeros((width, 1)), axes=("embed", None))
         elif not config.tied:
-            self.head = normal(rngs, std, (width, vocab), ("embed", "vocab"))
+            self.head = normal(rngs, std, (width, vocab), ("embed", "vocab"), (-2,))
 
     def hidden(
         self,
@@ -71,7 +74,7 @@ class Decoder(nnx.Module):
         counts = jnp.cumsum(mask, axis=-1)
         if segments is not None:
             counts = counts - _before_segment(counts, segments)
-        positions = _columns_from(column, jnp.maximum(counts - 1, 0), queries)
+        positions = columns_from(column, jnp.maximum(counts - 1, 0), queries)
         first = jnp.expand_dims(column, (-2, -1))
         causal = first + jnp.arange(queries)[:, None] >= jnp.arange(mask.shape[1])
         distance = positions[:, :, None] - (counts - 1)[:, None]  # in tokens: columns may be empty
@@ -84,8 +87,9 @@ class Decoder(nnx.Module):
         visible = jnp.stack([_within(there, distance, kind.window) for kind in kinds])
         kind_of = [kinds.index(kind) for kind in config.attends]
         rules = TRAINING if cache is None else SAMPLING
-        table = lay(self.embed[...], ("vocab", None), rules)  # rows whole, as a gather needs them
-        x = table[tokens].astype(config.dtype)
+        rows_whole = functools.partial(lay, axes=("vocab", None), rules=rules)  # for the gather
+        table = jax.tree.map(rows_whole, self.embed[...])
+        x = dequantize(table[tokens]).astype(config.dtype)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, config.dtype)
         x = lay(x, STREAM, rules)
@@ -107,7 +111,7 @@ class Decoder(nnx.Module):
                 if copies > 1:
                     k, v = (jnp.repeat(y, copies, axis=1) for y in (k, v))
                 k, v = lay(k, KEYS, rules), lay(v, KEYS, rules)
-                written = None if cache is None else _write(cache, k, v, index, column)
+                written = None if cache is None else write_cache(cache, k, v, index, column)
                 if written is not None:
                     k, v = written.keys[index], written.values[index]
                 return attend_over(lay(q, QUERIES, rules), k, v, seen, kind), written
@@ -132,11 +136,13 @@ class Decoder(nnx.Module):
 
     def readout(self, x):
         """Logits [..., V] or values [...], in float32."""
-        if self.head_kind == "lm" and self.config.tied:
-            weight = self.embed[...].T
-        else:
-            weight = self.head[...]
-        out = jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+        tied = self.head_kind == "lm" and self.config.tied
+        weight = self.embed[...] if tied else self.head[...]
+        x, matrix = operands(x, weight)
+        matrix = matrix.T if tied else matrix
+        out = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
+        if isinstance(weight, Quantized):
+            out = out * weight.scale.reshape(-1)
         if self.head_kind == "value":
             return out[..., 0]
         if self.config.logit_divisor != 1.0:
@@ -194,6 +200,9 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
         axes = variable.get_metadata()["axes"]
         return axes if variable.ndim == len(axes) else ("layers", *axes)
 
+    def sums_of(variable):
+        return variable.get_metadata().get("sums", ())
+
     def cast(params):
         def at(path, leaf):
             return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)  # norms: float32
@@ -204,7 +213,9 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
     parts = None
     if head == "lm" and config.vocab_size > config.vocab_at_once:
         parts = functools.partial(_head_parts, config)
-    return Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, unstack, parts)
+    model = Model(init, apply, readout, init_cache, nnx.to_pure_dict(axes), cast, unstack, parts)
+    sums = jax.tree.map(sums_of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return model._replace(quantized=functools.partial(quantized, model, nnx.to_pure_dict(sums)))
 
 
 def _head_parts(config: DecoderConfig, params: Params):
@@ -230,16 +241,6 @@ def _head_parts(config: DecoderConfig, params: Params):
     return {name: weight}, split(jnp.arange(config.vocab_size), 0, -1)
 
 
-def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
-    """A cache with ``columns`` more on the right, each row repeated ``group_size`` times."""
-
-    def extend(x):
-        room = [(0, 0)] * (x.ndim - 2) + [(0, columns), (0, 0)]
-        return jnp.pad(jnp.repeat(x, group_size, axis=ROWS), room)
-
-    return jax.tree.map(extend, cache)
-
-
 def _unstacked(layers: Params, count: int) -> tuple[Params, ...]:
     def layer(index):
         return jax.tree.map(lambda x: x[index], layers)
@@ -262,41 +263,3 @@ def _before_segment(counts, segments):
 def _within(there, distance, window: int | None):
     """Which columns of those that are ``there`` a query sees, by how many tokens before it."""
     return there if window is None else there & (distance < window)
-
-
-def _columns_from(column, x, count: int):
-    """So many columns of x [B, S], from the same one on or from each row's own."""
-
-    def cut(x, column):
-        return jax.lax.dynamic_slice_in_dim(x, column, count, axis=-1)
-
-    return jax.vmap(cut)(x, column) if jnp.ndim(column) else cut(x, column)
-
-
-def _write(cache: Cache, k, v, layer, column) -> Cache:
-    put = _put_each if jnp.ndim(column) else _put
-
-    def write(old, new):
-        new = new.astype(jax.tree.leaves(old)[0].dtype)
-        if isinstance(old, tuple):
-            return (*old[:layer], put(old[layer][None], new, 0, column)[0], *old[layer + 1 :])
-        return put(old, new, layer, column)
-
-    return Cache(write(cache.keys, k), write(cache.values, v))
-
-
-def _put(old, new, layer, column):
-    return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
-
-
-def _put_each(old, new, layer, column):
-    """``_put`` at a column [B] of each row; in place, and each shard of the rows by itself."""
-    index = jnp.stack([jnp.full_like(column, layer), column], axis=-1)
-    places = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3),
-        inserted_window_dims=(0,),
-        scatter_dims_to_operand_dims=(0, 3),
-        operand_batching_dims=(1,),
-        scatter_indices_batching_dims=(0,),
-    )
-    return jax.lax.scatter(old, index, new, places, unique_indices=True, mode="clip")

@@ -13,6 +13,7 @@ from rljax.sampling.chunk import cached_columns
 from rljax.sampling.decode import cache_axes
 from rljax.sharding import SAMPLING, OnHost, bytes_per_device, param_shardings, partition_spec
 from rljax.train import state_shardings
+from rljax.types import Params
 
 
 class Footprint(NamedTuple):
@@ -32,7 +33,7 @@ class Footprint(NamedTuple):
 
 def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
     """What training holds on a mesh, which need not be that of the build."""
-    phase, networks = built.train, built.networks
+    phase = built.train
     state = abstract_state(built, phase)
     places = state_shardings(state, phase.axes, phase.optimizers, mesh)
     trees, tree_places = state.params | state.frozen, places.params | places.frozen
@@ -47,10 +48,8 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
     gradients = sum(counts[name] for name in state.params)
     sampling = {}
     if built.algorithm.learns_from == "prompts":
-        role = networks.roles["policy"]
-        model, keywords = role.model, built.sample.keywords
-        weights = jax.eval_shape(model.init, jax.random.key(0))
-        weights = jax.eval_shape(model.cast, weights)
+        (model,), keywords = built.sample.args, built.sample.keywords
+        weights = sampled_weights(built)
         shardings = param_shardings(model.axes, weights, mesh, SAMPLING)
         sampling["weights to sample with"] = bytes_per_device(weights, shardings)
         prompts, width = phase.batches[0].tokens.shape
@@ -70,6 +69,12 @@ def footprint(built: Build, mesh: Mesh | AbstractMesh) -> Footprint:
             cache = jax.eval_shape(functools.partial(model.init_cache, slots, columns))
         sampling["KV cache"] = sum(_bytes(leaf, mesh) for leaf in jax.tree.leaves(cache))
     return Footprint(counts, sampling, {"gradients": gradients})
+
+
+def sampled_weights(built: Build) -> Params:
+    """The shapes and types of the parameters that responses are drawn with."""
+    (model,) = built.sample.args
+    return jax.eval_shape(model.cast, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> int:

@@ -19,7 +19,7 @@ from rljax.chips import Chip, bandwidth
 from rljax.config import Config
 from rljax.models import DecoderConfig
 from rljax.planning.collectives import Collective
-from rljax.planning.footprint import Footprint
+from rljax.planning.footprint import Footprint, sampled_weights
 from rljax.sharding import row_shards
 from rljax.train import make_update
 from rljax.types import Role
@@ -41,6 +41,7 @@ class Load(NamedTuple):
     passes: int  # over the rows: epochs
     minibatches: int  # in all epochs
     microbatches: int  # in each of them
+    sampled_bytes: int  # of the weights that rows are drawn with
     draws: int = 1  # that rows are drawn in, one after the other: parts, or fills of the slots
 
     def scored_in(self, mesh: Mesh | AbstractMesh) -> int:
@@ -92,8 +93,10 @@ def load_of(built: Build, config: Config) -> Load:
         at_once = rows // built.train.parts
         slots = built.sample.keywords["slots"] or at_once
         draws = built.train.parts * math.ceil(at_once / slots)
+        weights = jax.tree.leaves(sampled_weights(built))
+        sampled = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
     else:
-        prompts = prompt_tokens = max_tokens = draws = 0
+        prompts = prompt_tokens = max_tokens = draws = sampled = 0
         rows, columns = batch.tokens.shape
         rows *= 2 if batch.mismatched is not None else 1
     return Load(
@@ -108,6 +111,7 @@ def load_of(built: Build, config: Config) -> Load:
         passes=update["epochs"],
         minibatches=update["epochs"] * update["minibatches"],
         microbatches=update["microbatches"],
+        sampled_bytes=sampled,
         draws=draws,
     )
 
@@ -234,7 +238,7 @@ class Least(NamedTuple):
 
 
 def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractMesh) -> Least:
-    """What fully sharded training has to send, in the dtype of the arithmetic.
+    """What fully sharded training has to send, in the dtype of the arithmetic, or of sampling.
 
     Each micro-batch gathers every parameter forward and backward, and scatters its gradients' sums;
     a network that only scores gathers them for each of its parts, and a rollout once. Over the
@@ -269,7 +273,7 @@ def least_sent(load: Load, parameters: Mapping[str, int], mesh: Mesh | AbstractM
     sampling = decoded = 0.0
     if load.max_tokens:
         policy, split = load.trained["policy"], tensor * sequence
-        sampling = weights("policy", policy, split, held)
+        sampling = load.sampled_bytes / split * (held - 1) / held
         drawn = load.rows * load.max_tokens + load.prompts * load.prompt_tokens
         decoded = 2 * stream(policy, drawn / row_shards(mesh), split)
     return Least(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from rljax.sampling.filters import make_filter
 from rljax.sampling.slots import Queue, Slots, alive_first, fill, free_slots, moved, refill
 from rljax.sharding import row_shards, spread_rows
 from rljax.types import Array, Model, Params, Prompts, Rollout
+
+QUANTIZED = ("quantization", "kv_cache_dtype")  # settings under which another policy samples
 
 
 def sample(
@@ -172,10 +175,18 @@ def make_sampler(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    quantization: Literal["int8"] | None = None,
+    kv_cache_dtype: Literal["int8"] | None = None,
 ) -> Callable[..., Rollout]:
     """``sample`` with its settings bound: (params, prompts, key) -> Rollout.
 
     Its keywords ``group_size``, ``greedy`` and ``first_row`` may be given in a call.
+
+    Args:
+      quantization: the type of the matrices that tokens are multiplied with; None: the model's.
+      kv_cache_dtype: that of the keys and values of the tokens before; None: the model's.
+
+    Log-probs of a rollout are of the policy that drew it, which is another if it is quantised.
     """
     if slots is not None and slots < 1:
         raise UserError(f"sampling: slots must be at least 1, or null for all rows; got {slots}")
@@ -189,6 +200,9 @@ def make_sampler(
             "sampling: needs max_tokens >= 1, group_size >= 1, temperature > 0 and an EOS id; "
             f"got {max_tokens}, {group_size}, {temperature}, {list(eos_ids)}"
         )
+    if quantization or kv_cache_dtype:
+        assert model.quantized is not None, "a model that cannot be quantised"
+        model = model.quantized(weights=quantization, kv_cache=kv_cache_dtype)
     return functools.partial(
         sample,
         model,

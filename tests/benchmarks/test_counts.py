@@ -28,9 +28,19 @@ def test_decode_reads_every_weight_once():
 
 def test_decode_reads_the_filled_columns_and_writes_one():
     """Keys and values of two heads of 8, two bytes each, in each layer."""
-    assert sampling.column_bytes(config(layers=3)) == 3 * 2 * 2 * 8 * 2
-    moved = sampling.decode_bytes(config(layers=3), 1000, rows=5, columns=7)
-    assert moved == 1000 + 5 * (7 + 1) * 192
+    model = decoder(config(layers=3))
+    assert sampling.column_bytes(model) == 3 * 2 * 2 * 8 * 2
+    assert sampling.decode_bytes(model, 1000, rows=5, columns=7) == 1000 + 5 * (7 + 1) * 192
+
+
+def test_of_eight_bits_it_reads_scales_too():
+    """One byte each; four for each output, id of the vocabulary, or head of keys and values."""
+    tied = config()
+    model = decoder(tied).quantized(weights="int8", kv_cache="int8")
+    matrices = 64 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    outputs = 64 + 2 * 32 + 2 * 16 + 2 * 48 + 32
+    assert sampling.weight_bytes(model, tied) == matrices + 4 * outputs + 4 * 3 * 32
+    assert sampling.column_bytes(model) == 2 * 2 * (8 + 4)
 
 
 @pytest.mark.parametrize("columns", [1, 24])

@@ -1,11 +1,14 @@
 """The mixture of experts against a plain loop over tokens and experts."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rljax.models.experts import Experts, apply_experts, route
+from rljax.models.quantized import dequantize, quantize
 from rljax.sharding import make_mesh
 
 ROWS, TOKENS, WIDTH, HIDDEN, COUNT = 4, 3, 5, 7, 8
@@ -111,6 +114,14 @@ def test_eight_devices_give_what_one_gives(sizes, rows, count):
     with jax.set_mesh(make_mesh(**{"data": 1} | sizes)):
         out = mix(x, chosen, weights, matrices)
     assert_close(out, loop(x, chosen, weights, matrices))
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"expert": 4, "tensor": 2}], ids=str)
+def test_quantised_experts_are_what_they_mean(sizes):
+    low = {name: quantize(matrix, (-2,)) for name, matrix in MATRICES.items()}
+    with jax.set_mesh(make_mesh(jax.devices()[: math.prod(sizes.values())], **sizes)):
+        out = mix(X, CHOSEN, WEIGHTS, low)
+    assert_close(out, loop(X, CHOSEN, WEIGHTS, {name: dequantize(x) for name, x in low.items()}))
 
 
 @pytest.mark.parametrize("sizes", [{"tensor": 4}, {"expert": 4}], ids=str)

@@ -11,7 +11,7 @@ from rljax.planning.report import Plan, _short, as_json, limit, plan_lines, rank
 from rljax.planning.roofline import Least, Load, Phase
 from rljax.planning.topology import Compiled
 
-LOAD = Load(8, 16, 32, 64, 48, {}, {}, {}, 1, 1, 1)
+LOAD = Load(8, 16, 32, 64, 48, {}, {}, {}, 1, 1, 1, 0)
 GATHER = Collective("all-gather", "n", "", "", "bf16[64]", (0, 2), 2 * GB, (3,))
 COMPILED = Compiled(
     seconds=9.0,

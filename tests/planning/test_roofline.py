@@ -43,6 +43,7 @@ LOAD = Load(
     passes=1,
     minibatches=1,
     microbatches=2,
+    sampled_bytes=200_000,
 )
 PARAMETERS = {"policy": 100_000, "reference": 100_000}
 HELD = Footprint({}, {"weights to sample with": 5000, "KV cache": 700}, {})

@@ -28,6 +28,7 @@ LOAD = Load(
     passes=2,
     minibatches=4,
     microbatches=2,
+    sampled_bytes=0,
 )
 PARAMETERS = {"policy": 100_000, "value": 100_000, "reference": 100_000}
 

@@ -81,6 +81,13 @@ def test_windows_stacked_caches_temperature_and_filters(monkeypatch):
     assert_same(drawn(near, prompt_lookup=3, **settings), drawn(near, **settings))
 
 
+def test_guesses_over_a_cache_of_eight_bits():
+    eight = {"kv_cache_dtype": "int8", "slots": 5}
+    guessed, plain = drawn(prompt_lookup=3, **eight), drawn(**eight)
+    np.testing.assert_array_equal(guessed.tokens, plain.tokens)
+    np.testing.assert_allclose(guessed.logprobs, plain.logprobs, atol=1e-3)
+
+
 def follow(apply=lambda: None):
     """A model whose next token is told by the last: 2 3 4 5 2 ... and 6 1, without a doubt.
 
