@@ -19,8 +19,8 @@ which are those after the first two.
 
 What could not be made equal:
 
-- rljax is started as by ``rljax.launch``, which samples one held-out prompt and saves a checkpoint
-  before the first step. Its compilations are kept by default.
+- rljax is started as by ``rljax.launch``, which saves a checkpoint before the first step. Its
+  compilations are kept by default.
 - Tunix's are kept only if a user asks JAX for it, as is done here. It samples eight times each
   prompt; for PPO it computes the log-probs of what it has just sampled, and updates policy and
   critic one after the other. It gets our release of JAX, and the transformers that it asks for.
