@@ -3,13 +3,12 @@
 import dataclasses
 
 import pytest
+from loads import LAYER, LOAD, MODEL, PARAMETERS
 
 from rljax.chips import GB, TERA, Chip
-from rljax.models.families import llama
 from rljax.planning.collectives import Collective
 from rljax.planning.footprint import Footprint
 from rljax.planning.roofline import (
-    Load,
     Phase,
     activation_bytes,
     forward_flops,
@@ -19,33 +18,6 @@ from rljax.planning.roofline import (
 )
 from rljax.planning.search import abstract_mesh, candidates
 
-MODEL = llama(
-    vocab_size=1000,
-    layers=2,
-    width=64,
-    heads=4,
-    kv_heads=2,
-    mlp_width=128,
-    dtype="bfloat16",
-    remat="full",
-).decoder
-# Matrices of a layer: 64 x 16 x (4 + 2 + 2 + 4) of attention, 3 x 64 x 128 of the MLP.
-LAYER = 12_288 + 24_576
-LOAD = Load(
-    prompts=4,
-    prompt_tokens=10,
-    max_tokens=20,
-    rows=16,
-    columns=30,
-    trained={"policy": MODEL},
-    learned={"policy": 100_000},
-    scoring={"reference": MODEL},
-    passes=1,
-    minibatches=1,
-    microbatches=2,
-    sampled_bytes=200_000,
-)
-PARAMETERS = {"policy": 100_000, "reference": 100_000}
 HELD = Footprint({}, {"weights to sample with": 5000, "KV cache": 700}, {})
 CHIP = Chip("mine", 1 * TERA, 1 * GB, 2 * GB, 4 * GB, 1, 8, 1 * GB)
 

@@ -3,34 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+from loads import LAYER, LOAD, MODEL, PARAMETERS
 from tiny import CONFIG, SETTINGS, tiny_build
 
 from rljax.chips import CHIPS, TERA
 from rljax.config import load_config
-from rljax.models.families import llama
 from rljax.planning import step_flops, step_speed, update_flops, utilisation
-from rljax.planning.roofline import Load
 
-MODEL = llama(
-    vocab_size=1000, layers=2, width=64, heads=4, kv_heads=2, mlp_width=128, remat="full"
-).decoder
-# Matrices of a layer: 64 x 16 x (4 + 2 + 2 + 4) of attention, 3 x 64 x 128 of the MLP.
-LAYER = 12_288 + 24_576
-LOAD = Load(
-    prompts=4,
-    prompt_tokens=10,
-    max_tokens=20,
-    rows=16,
-    columns=30,
-    trained={"policy": MODEL, "value": MODEL},
-    learned={"policy": 100_000, "value": 7},
-    scoring={"reference": MODEL},
-    passes=2,
-    minibatches=4,
-    microbatches=2,
-    sampled_bytes=0,
-)
-PARAMETERS = {"policy": 100_000, "value": 100_000, "reference": 100_000}
+TRAINED = {"policy": MODEL, "value": MODEL}
+LEARNED = {"policy": 100_000, "value": 7}
+LOAD = LOAD._replace(trained=TRAINED, learned=LEARNED, passes=2, minibatches=4)
+PARAMETERS = PARAMETERS | {"value": 100_000}
 
 
 def test_the_flops_of_a_step():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from samplers import assert_same
 
 from rljax.errors import UserError
 from rljax.models import decoder, llama
@@ -34,13 +35,6 @@ def drawn(model=MODEL, **settings):
     defaults = {"max_tokens": BUDGET, "eos_ids": (1,), "pad_id": PAD, "group_size": 2}
     draw = jax.jit(make_sampler(model, **(defaults | settings)))
     return jax.device_get(draw(PARAMS, PROMPTS, KEY, greedy=GREEDY))
-
-
-def assert_same(one, other):
-    np.testing.assert_array_equal(one.tokens, other.tokens)
-    np.testing.assert_array_equal(one.action_mask, other.action_mask)
-    np.testing.assert_array_equal(one.truncated, other.truncated)
-    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +77,7 @@ def test_windows_stacked_caches_temperature_and_filters(monkeypatch):
 
 def test_guesses_over_a_cache_of_eight_bits():
     eight = {"kv_cache_dtype": "int8", "slots": 5}
-    guessed, plain = drawn(prompt_lookup=3, **eight), drawn(**eight)
-    np.testing.assert_array_equal(guessed.tokens, plain.tokens)
-    np.testing.assert_allclose(guessed.logprobs, plain.logprobs, atol=1e-3)
+    assert_same(drawn(prompt_lookup=3, **eight), drawn(**eight), atol=1e-3)
 
 
 def follow(apply=lambda: None):

@@ -7,41 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samplers import (
+    BUDGET,
+    DECODER,
+    KEY,
+    MODEL,
+    PAD,
+    PARAMS,
+    PROMPTS,
+    VOCABULARY,
+    assert_same,
+    drawn,
+    sampler,
+)
 
 from rljax.errors import UserError
 from rljax.logprobs import token_logprobs
-from rljax.models import decoder, llama
+from rljax.models import decoder
 from rljax.models.config import Attends
 from rljax.sampling import make_sampler, sample
 from rljax.sampling.chunk import cached_columns, chunk_sizes, chunk_tokens
 from rljax.sharding import make_mesh
-from rljax.types import Prompts
-
-VOCABULARY, WIDTH, BUDGET, PAD = 13, 3, 40, 0
-DECODER = llama(vocab_size=VOCABULARY, layers=2, width=16, heads=2, kv_heads=1).decoder
-MODEL = decoder(DECODER)
-PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.key(0)))
-KEY = jax.random.key(3)
-ROWS = np.array(
-    [[0, 0, 5], [0, 4, 6], [7, 8, 9], [0, 0, 3], [0, 5, 5], [2, 3, 4], [0, 9, 1], [4, 4, 4]]
-)
-PROMPTS = Prompts(tokens=ROWS, mask=ROWS > 0, extras={})
-
-
-def sampler(model=MODEL, **settings):
-    defaults = {"max_tokens": BUDGET, "eos_ids": (1,), "pad_id": PAD, "group_size": 2}
-    return jax.jit(make_sampler(model, **(defaults | settings)))
-
-
-def drawn(draw, **keywords):
-    return jax.device_get(draw(PARAMS, PROMPTS, KEY, **keywords))
-
-
-def assert_same(one, other):
-    np.testing.assert_array_equal(one.tokens, other.tokens)
-    np.testing.assert_array_equal(one.action_mask, other.action_mask)
-    np.testing.assert_array_equal(one.truncated, other.truncated)
-    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
