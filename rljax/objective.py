@@ -46,11 +46,12 @@ def make_algorithm(config: Config, context: Mapping[str, Any]) -> Algorithm:
 
 def _check_sections(config: Config, samples: bool, trains: str) -> None:
     """Refuses settings that nothing reads: of sampling where rows are given, and the reverse."""
-    data, settings, default = config.data, config.evaluation, Evaluation()
-    answering = {
-        f"evaluation.{name}": getattr(settings, name) != getattr(default, name)
-        for name in ("prompts", "prompts_at_once", "samples_per_prompt", "sampling")
-    }
+    data, default = config.data, Evaluation()
+    changed = [
+        name
+        for name in Evaluation.model_fields
+        if getattr(config.evaluation, name) != getattr(default, name)
+    ]
     if samples:
         unread: dict[str, Any] = {
             "data.batch_size": data.batch_size,
@@ -80,7 +81,8 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
             unread |= {"reward_weights": config.reward_weights}
             if trains == "policy":
                 unread |= {"models.reward": config.models.reward}
-            unread |= answering
+            answering = ("prompts", "prompts_at_once", "samples_per_prompt", "sampling")
+            unread |= {f"evaluation.{name}": name in changed for name in answering}
         else:  # held-out prompts are answered
             lacking |= {
                 "data.eval": data.eval,
@@ -92,9 +94,8 @@ def _check_sections(config: Config, samples: bool, trains: str) -> None:
     if trains == "reward":
         unread |= {"rewards": config.rewards, "warm_start": config.warm_start}
         why = "it trains a reward model on rows that are given"
-    if samples and data.eval is None and any(answering.values()):
-        key = next(key for key, value in answering.items() if value)
-        raise UserError(f"{key}: nothing is evaluated; data.eval names no rows")
+    if samples and data.eval is None and changed:
+        raise UserError(f"evaluation.{changed[0]}: nothing is evaluated; data.eval names no rows")
     for key, value in unread.items():
         if value:
             raise UserError(f"{key}: {name} does not read it: {why}")

@@ -60,6 +60,10 @@ REWARD = (
         (["data.buckets=2"], "data.buckets: ppo does not read it"),
         (["data.reference_ahead=true"], "data.reference_ahead: ppo does not read it"),
         (["data.eval=null", "evaluation.prompts=8"], "evaluation.prompts: nothing is evaluated"),
+        (
+            ["data.eval=null", "evaluation={every_steps: 8}"],
+            "evaluation.every_steps: nothing is evaluated",
+        ),
         (["data.prompts_per_step=null"], 'the config lacks "data.prompts_per_step"'),
         (["data.max_prompt_tokens=null"], 'the config lacks "data.max_prompt_tokens"'),
         (["length=null"], 'the config lacks "length"'),

@@ -60,9 +60,9 @@ def run_steps(
     While the devices work on a step, the host makes the next batch and sends it to them. After each
     step ``on_step`` gets its number, from 1, and its metrics, to which ``speed`` adds what follows
     from them and the step's seconds; ``on_state`` gets the new state, which it must not keep: the
-    next step takes its buffers. Before each step ``stopping`` is asked, and
-    told how long a step and saving may take. What is done about a step of which an update was left
-    out is the ``guard``'s to say.
+    next step takes its buffers. Before each step ``stopping`` is asked, and told how long a step
+    and saving may take. What is done about a step of which an update was left out is the
+    ``guard``'s to say.
 
     A step that learns from what was drawn one step ahead is given the batch of the step after it;
     the first one, and one whose state went back to an earlier one, learns from a rollout of its own
