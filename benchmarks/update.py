@@ -1,7 +1,7 @@
 """How close does the update come to the matrix product's peak?
 
     python -m benchmarks.update [8x512] [4x256] [--algorithm grpo ppo] [--remat none dots full]
-        [--rows 32] [--microbatches 4]
+        [--rows 32] [--microbatches 1 8]
 
 Model FLOPs utilisation: the model's own FLOPs (forward 1, backward 2; what remat computes again
 does not count) over the time of the compiled update, as a share of the peak of a square matrix
@@ -69,14 +69,16 @@ def main() -> None:
     parser.add_argument("--algorithm", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     parser.add_argument("--remat", nargs="+", default=["none", "dots", "full"])
     parser.add_argument("--rows", type=int, default=32, help="of an update; default 32")
-    parser.add_argument("--microbatches", type=int, default=1, help="that they are split into")
+    parser.add_argument(
+        "--microbatches", nargs="+", type=int, default=[1], help="that they are split into"
+    )
     options = parser.parse_args()
     use_compilation_cache()
     rows = []
-    for shape, algorithm, remat in itertools.product(
-        options.shapes or SHAPES, options.algorithm, options.remat
+    for shape, algorithm, remat, microbatches in itertools.product(
+        options.shapes or SHAPES, options.algorithm, options.remat, options.microbatches
     ):
-        given = {"rows": options.rows, "microbatches": options.microbatches, "remat": remat}
+        given = {"rows": options.rows, "microbatches": microbatches, "remat": remat}
         figures = measure(settings(shape, algorithm, **given))
         rows.append({"shape": shape, "algorithm": algorithm, **given, **figures})
     report("the update", rows)

@@ -1,7 +1,8 @@
 """``update.microbatches: auto``: the fewest micro-batches with which a step fits into memory.
 
 What the step holds is counted from its shapes; only where that is not clearly little is the step
-compiled, and the compiler's own figure decides. The run's config then has the number.
+compiled, and the compiler's own figure decides. On a CPU they are small enough for its caches, too.
+The run's config then has the number.
 """
 
 import os
@@ -26,6 +27,7 @@ from rljax.train import make_update
 AUTO = "auto"
 CLEARLY = 0.5  # of a device's memory: what a step may take by count alone
 ROOM = 0.9  # and what it may take as it is compiled
+CACHED = 640  # tokens at once, at the most, on a CPU: measured, see docs/speed.md
 # Copies that exist at once: of a layer's attention scores, of the logits, and of what the matrix
 # products of a layer read and write.
 SCORES, LOGITS, PRODUCTS = 2, 3, 2
@@ -94,7 +96,7 @@ def fewest(config: Config, folder: Path, built: Build, memory: int) -> tuple[int
 
 def choices(config: Config, built: Build) -> list[int]:
     """The numbers of micro-batches that the rows of a minibatch divide into, from as many as there
-    are buckets on."""
+    are buckets on; on a CPU, from where each has at most ``CACHED`` tokens on."""
     update = resolve.defaults(make_update) | config.update
     if built.algorithm.learns_from == "prompts":
         rows = config.data.prompts_per_step * built.sample.keywords["group_size"]
@@ -102,7 +104,12 @@ def choices(config: Config, built: Build) -> list[int]:
         rows = config.data.batch_size
     each = rows // update["minibatches"] // row_shards(built.mesh)
     divisors = [number for number in range(1, each + 1) if each % number == 0]
-    return [number for number in divisors if number >= min(update["buckets"], each)]
+    found = [number for number in divisors if number >= min(update["buckets"], each)]
+    if not _on_cpu(built.mesh):
+        return found
+    load = load_of(built, config)
+    tokens = load.rows * load.columns / update["minibatches"] / row_shards(built.mesh)
+    return [number for number in found if tokens / number <= CACHED] or found[-1:]
 
 
 def activations(load: Load, mesh: Mesh, microbatches: int) -> float:
@@ -117,12 +124,16 @@ def activations(load: Load, mesh: Mesh, microbatches: int) -> float:
 def _of_network(c: DecoderConfig, rows: float, columns: float, keys: int, mesh: Mesh) -> float:
     tokens, item = rows * columns, 2 if c.dtype == "bfloat16" else 4
     layer = PRODUCTS * activation_bytes(c, tokens) / c.layers
-    if c.attention == "plain" or mesh.devices.flat[0].platform == "cpu":  # no kernel of its own
+    if c.attention == "plain" or _on_cpu(mesh):  # no kernel of its own
         layer += SCORES * rows * c.heads * columns * keys * 4
     logits = LOGITS * tokens * min(c.vocab_size, c.vocab_at_once) * 4
     kept = {"none": layer, "dots": layer / PRODUCTS, "full": tokens * c.width * item, "offload": 0}
     within = (layer + logits) / mesh.shape["tensor"]
     return within + c.layers * kept[c.remat]
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def compiled_bytes(built: Build) -> int:

@@ -33,6 +33,16 @@ def test_as_many_as_the_rows_of_a_minibatch_divide_into(built):
     assert fit.choices(ONE, eight) == [1]
 
 
+@pytest.mark.parametrize(("rows_at_once", "numbers"), [(8, [1, 2, 4, 8]), (3, [4, 8]), (0.5, [8])])
+def test_what_is_computed_at_once_stays_in_the_caches_of_a_cpu(
+    built, monkeypatch, rows_at_once, numbers
+):
+    monkeypatch.setattr(fit, "CACHED", rows_at_once * load_of(built, ONE).columns)
+    assert fit.choices(ONE, built) == numbers
+    monkeypatch.setattr(fit, "_on_cpu", lambda mesh: False)
+    assert fit.choices(ONE, built) == [1, 2, 4, 8]
+
+
 def test_where_memory_is_plenty_nothing_is_compiled(built, monkeypatch):
     monkeypatch.setattr(fit, "compiled_bytes", None)
     memory = int(counted(built, 1) / fit.CLEARLY) + 1

@@ -12,15 +12,17 @@ The same for all: a Qwen2 with heads of 64, half as many for keys and values, ti
 1024 ids (as of a small task's own tokenizer: with a large vocabulary such narrow layers would be
 lost beside the head), loaded from one Hugging Face folder, float32; 32 responses a step, eight to
 each prompt for GRPO and one for PPO, all running to their limit; temperature 1; one epoch of one
-minibatch of one micro-batch, AdamW behind a clip of the gradient's norm; no KL, so GRPO needs no
-reference; for PPO a critic that shares nothing with the policy; a reward that costs nothing.
-Nothing is recomputed in the backward pass, and no checkpoint is saved between the steps measured,
-which are those after the first two.
+minibatch, AdamW behind a clip of the gradient's norm; no KL, so GRPO needs no reference; for PPO a
+critic that shares nothing with the policy; a reward that costs nothing. Nothing is recomputed in
+the backward pass, and no checkpoint is saved between the steps measured, which are those after the
+first two. Large allocations of all are in huge pages, where the kernel gives them on request
+(``GLIBC_TUNABLES``).
 
 What could not be made equal:
 
 - rljax is started as by ``rljax.launch``, which saves a checkpoint before the first step. Its
-  compilations are kept by default.
+  compilations are kept by default. It splits the minibatch as ``update.microbatches: auto`` finds
+  best; the peers have one micro-batch, as they have unless a user counts what fits.
 - Tunix's are kept only if a user asks JAX for it, as is done here. It samples eight times each
   prompt; for PPO it computes the log-probs of what it has just sampled, and updates policy and
   critic one after the other. It gets our release of JAX, and the transformers that it asks for.
@@ -49,6 +51,7 @@ from benchmarks.peers.job import CORES, SHAPES, Job
 
 FRAMEWORKS = (OURS, "tunix", "trl")
 COMPILE = (OURS, "tunix")
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # for what is allocated at once, instead of 4 KiB each
 WARMUP = 2  # steps that compile or trace something
 WIDTH = 136  # columns that the table takes
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +133,7 @@ def run(name: str, python: Path | str, job: Mapping, steps: int, cache: str) -> 
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": cache,
         "HF_HUB_OFFLINE": "1",
+        "GLIBC_TUNABLES": HUGE_PAGES,
     }
     if name == "tunix":  # rljax has a cache of its own
         environment["JAX_COMPILATION_CACHE_DIR"] = cache

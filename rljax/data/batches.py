@@ -108,7 +108,7 @@ def bucketed_batches(table: SequenceTable, *, batch_size: int, buckets: int, see
             f"{batch_size}; at least {buckets * batch_size} are needed"
         )
     lengths = table.item_lengths
-    parts = np.array_split(np.argsort(lengths), buckets)
+    parts = np.array_split(np.argsort(lengths, kind="stable"), buckets)
     widths = np.zeros(len(table), int)
     for part in parts:
         widths[part] = lengths[part].max()
