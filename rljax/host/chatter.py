@@ -47,9 +47,11 @@ class Chatter:
         return taken
 
     def pass_on(self, text: bytes) -> None:
-        """To standard error, but for greetings."""
+        """To standard error, but for greetings, and for empty lines, as may be left of them."""
         lines = [
-            line for line in text.splitlines(True) if not any(part in line for part in GREETINGS)
+            line
+            for line in text.splitlines(True)
+            if line.strip() and not any(part in line for part in GREETINGS)
         ]
         with contextlib.suppress(OSError):  # nobody reads any more
             os.write(self._real[1], b"".join(lines))

@@ -46,3 +46,8 @@ def test_half_a_greeting_waits_for_its_other_half():
         "os.write(1, b'1\\n'); chatter.restore()"
     )
     assert error == ["an error of the run", "from C++", "an error in C++"]
+
+
+def test_the_end_of_a_greeting_whose_beginning_was_dropped_is_no_line():
+    _, error = printed("chatter.take(); os.write(1, b'\\n'); chatter.restore()")
+    assert error == ["an error of the run"]
