@@ -183,13 +183,6 @@ def test_a_batch_comes_from_one_bucket_and_is_padded_to_its_longest():
     assert np.sort(epochs).tolist() == [[0, 1, 2, 3]] * 2
 
 
-def test_rows_as_long_as_each_other_stay_in_order():
-    """NumPy's quicker sorts take either first, and not the same one on every processor."""
-    batches = bucketed_batches(sequences(100), batch_size=5, buckets=4, seed=0)
-    for step in range(8):
-        assert len({item // 25 for item in batches.items(step).tolist()}) == 1
-
-
 def test_every_row_is_drawn_as_often_whichever_bucket_it_is_in():
     table = sequences(10, length=lambda i: 2 + i)
     batches = bucketed_batches(table, batch_size=1, buckets=3, seed=0)  # of 4, 3 and 3 rows
