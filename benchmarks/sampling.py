@@ -52,8 +52,9 @@ class Workload(NamedTuple):
 def shape(
     layers: int, width: int, *, vocab: int = VOCAB, dtype: str = "float32", columns: int = 2048
 ) -> DecoderConfig:
-    """A Llama with heads of 64."""
-    sizes = {"layers": layers, "width": width, "heads": max(width // HEAD_DIM, 1)}
+    """A Llama with heads of 64, half as many for keys and values."""
+    heads = max(width // HEAD_DIM, 1)
+    sizes = {"layers": layers, "width": width, "heads": heads, "kv_heads": max(heads // 2, 1)}
     return llama(vocab_size=vocab, dtype=dtype, max_positions=columns, **sizes).decoder
 
 

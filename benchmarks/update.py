@@ -31,11 +31,12 @@ def settings(
 ) -> list[str]:
     """The command line of a step of that shape: one update over all rows."""
     layers, width, prompt, response = SHAPES[shape]
+    heads = width // HEAD_DIM
     group = GROUP if algorithm == "grpo" else 1
     return [
         str(ROOT / CONFIGS[algorithm]),
-        f"models.policy={{fn: llama, layers: {layers}, width: {width}, heads: {width // HEAD_DIM}, "
-        f"vocab_size: {VOCAB}, remat: {remat}}}",
+        f"models.policy={{fn: llama, layers: {layers}, width: {width}, heads: {heads}, "
+        f"kv_heads: {heads // 2}, vocab_size: {VOCAB}, remat: {remat}}}",
         "data.train.count=1000",
         f"data.prompts_per_step={rows // group}",
         f"data.max_prompt_tokens={prompt}",

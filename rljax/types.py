@@ -169,14 +169,15 @@ Stored = Array | Quantized  # as sampling keeps matrices, and keys and values
 
 @struct.dataclass
 class Cache:
-    """Keys and values of every layer, head-major, so that decoding reads them in order: one array
-    of all layers, or one of each: [L, B, K, S, h] or [B, K, S, h]."""
+    """Keys [B, K, h, S] and values [B, K, S, h] of every layer, so that decoding reads them in
+    order: one array of each layer, or one of all, which has the axis of layers first."""
 
     keys: Stored | tuple[Stored, ...]
     values: Stored | tuple[Stored, ...]
 
 
-ROWS, COLUMNS = -4, -2  # axes of every array of a cache
+ROWS = -4  # an axis of every array of a cache
+COLUMNS, FEATURES = Cache(keys=-1, values=-2), Cache(keys=-2, values=-1)  # their axes of S and of h
 
 
 class Model(NamedTuple):

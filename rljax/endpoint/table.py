@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rljax.models import extend_cache
+from rljax.models import extend_cache, map_cache
 from rljax.sampling import filter_rows
 from rljax.sampling.decode import cache_axes, draw, feed, prefill, settle
 from rljax.sharding import SAMPLING, partition_spec
-from rljax.types import COLUMNS, Array, Cache, Model, Params
+from rljax.types import Array, Cache, Model, Params
 
 MOST_ALTERNATIVES = 20  # tokens that are told beside the one that was drawn
 MOST_STEPS = 16  # of one call of ``decode``
@@ -129,7 +129,7 @@ def _widen(table: Table, columns: int) -> Table:
 def _shift(table: Table, by) -> Table:
     """Every column ``by`` further to the right; those at the end, of which no row that draws may
     have any, come to stand at the beginning."""
-    cache = jax.tree.map(lambda x: jnp.roll(x, by, axis=COLUMNS), table.cache)
+    cache = map_cache(lambda x, axis: jnp.roll(x, by, axis), table.cache)
     return Table(jnp.roll(table.visible, by, axis=1), table.logits, cache)
 
 
@@ -139,16 +139,16 @@ def _place(table: Table, logits, cache: Cache, mask, rows, column) -> Table:
     width = mask.shape[1]
     start = column - width
 
-    def put(old, new):
-        there = jax.lax.dynamic_slice_in_dim(old, start, width, axis=COLUMNS)
+    def put(old, new, axis):
+        there = jax.lax.dynamic_slice_in_dim(old, start, width, axis)
         new = jnp.where(rows[:, None, None, None], new, there)
-        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=COLUMNS)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
 
     own = jax.lax.dynamic_update_slice(jnp.zeros_like(table.visible[:1]), mask, (0, start))
     return Table(
         visible=jnp.where(rows[:, None], own, table.visible),
         logits=jnp.where(rows[:, None], logits, table.logits),
-        cache=jax.tree.map(put, table.cache, cache),
+        cache=map_cache(put, table.cache, cache),
     )
 
 

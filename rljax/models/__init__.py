@@ -1,6 +1,6 @@
 """Networks: one decoder, and the families that configure it."""
 
-from rljax.models.cache import extend_cache
+from rljax.models.cache import extend_cache, map_cache
 from rljax.models.config import DecoderConfig, LoRA
 from rljax.models.families import Architecture, decoder_config, fresh, llama
 from rljax.models.transformer import decoder
@@ -14,4 +14,5 @@ __all__ = [
     "extend_cache",
     "fresh",
     "llama",
+    "map_cache",
 ]

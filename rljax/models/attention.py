@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float
 from rljax.models.config import DecoderConfig
 from rljax.models.flash import cudnn_attention, platform_kernel, splash_attention
 from rljax.sharding import axis_shards, column_shards
-from rljax.types import Quantized
+from rljax.types import FEATURES, Quantized
 
 
 def attention(
     q: Float[Array, "B T H h"],
-    keys: Float[Array, "B K S h"] | Quantized,
+    keys: Float[Array, "B K h S"] | Quantized,
     values: Float[Array, "B K S h"] | Quantized,
     visible: Bool[Array, "B T S"],
     *,
@@ -29,8 +29,8 @@ def attention(
     spread over a mesh, which could not spread the stack. Quantised keys and values have a scale
     for each column, which scores and weights are multiplied by.
     """
-    keys, key_scale = _integers(keys, q.dtype)
-    values, value_scale = _integers(values, q.dtype)
+    keys, key_scale = _integers(keys, q.dtype, FEATURES.keys)
+    values, value_scale = _integers(values, q.dtype, FEATURES.values)
     rows, queries, heads, head_dim = q.shape
     kv_heads = keys.shape[1]
     q = q.reshape(rows, queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h
@@ -38,7 +38,7 @@ def attention(
     stacked = column_shards() == 1 or queries == 1
     if stacked:
         q = q.reshape(rows, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bk...h,bksh->bk...s", q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bk...h,bkhs->bk...s", q, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(*grouped[:-1], -1) / divisor
     if key_scale is not None:
         scores = scores * key_scale
@@ -53,11 +53,12 @@ def attention(
     return mixed.reshape(rows, queries, heads, head_dim)
 
 
-def _integers(x: Array | Quantized, dtype):
-    """As a product takes them, and their scales [B, K, 1, 1, S], if there are any."""
+def _integers(x: Array | Quantized, dtype, axis: int):
+    """As a product takes them, and their scales [B, K, 1, 1, S], if there are any, which lack
+    ``axis``."""
     if not isinstance(x, Quantized):
         return x, None
-    return x.values.astype(dtype), x.scale[:, :, None].swapaxes(-1, -2)
+    return x.values.astype(dtype), x.scale.squeeze(axis)[:, :, None, None]
 
 
 def softcapped(x: Array, cap: float) -> Array:

@@ -1,20 +1,33 @@
 """Keys and values of the tokens before: written at a column, and given room for more."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from rljax.models.quantized import quantize
-from rljax.types import ROWS, Cache, Quantized
+from rljax.types import COLUMNS, FEATURES, ROWS, Array, Cache, Quantized
+
+
+def map_cache(function: Callable[..., Array], cache: Cache, *others: Cache) -> Cache:
+    """``function(array, ..., axis=)`` of every array of caches, ``axis`` that of its columns."""
+
+    def each(axis, *parts):
+        return jax.tree.map(functools.partial(function, axis=axis), *parts)
+
+    return jax.tree.map(each, COLUMNS, cache, *others)
 
 
 def extend_cache(cache: Cache, columns: int, group_size: int) -> Cache:
     """A cache with ``columns`` more on the right, each row repeated ``group_size`` times."""
 
-    def extend(x):
-        room = [(0, 0)] * (x.ndim - 2) + [(0, columns), (0, 0)]
+    def extend(x, axis):
+        room = [(0, 0)] * x.ndim
+        room[axis] = (0, columns)
         return jnp.pad(jnp.repeat(x, group_size, axis=ROWS), room)
 
-    return jax.tree.map(extend, cache)
+    return map_cache(extend, cache)
 
 
 def columns_from(column, x, count: int):
@@ -27,37 +40,44 @@ def columns_from(column, x, count: int):
 
 
 def write_cache(cache: Cache, k, v, layer, column) -> Cache:
-    """A cache with the keys and values [B, K, Tq, h] of a layer, quantised if the cache is: from
-    the same column on in all rows, or from each row's own [B]."""
+    """A cache with the keys [B, K, h, Tq] and values [B, K, Tq, h] of a layer, quantised if the
+    cache is: from the same column on in all rows, or from each row's own [B]."""
     put = _put_each if jnp.ndim(column) else _put
+    apart = isinstance(cache.keys, tuple)
+    old = Cache(cache.keys[layer], cache.values[layer]) if apart else cache
+    new = Cache(k, v)
+    if isinstance(old.keys, Quantized):
+        new = jax.tree.map(lambda axis, x: quantize(x, (axis,)), FEATURES, new)
 
-    def write(old, new):
-        if isinstance(old, tuple):
-            return (*old[:layer], write(old[layer], new), *old[layer + 1 :])
-        return jax.tree.map(
-            write_array, old, quantize(new, (-1,)) if isinstance(old, Quantized) else new
-        )
-
-    def write_array(old, new):
+    def write(old, new, axis):
         new = new.astype(old.dtype)
-        if old.ndim == new.ndim:  # of this layer alone
-            return put(old[None], new, 0, column)[0]
-        return put(old, new, layer, column)
+        if apart:
+            return put(old[None], new, 0, column, axis)[0]
+        return put(old, new, layer, column, axis)
 
-    return Cache(write(cache.keys, k), write(cache.values, v))
+    written = map_cache(write, old, new)
+    if not apart:
+        return written
+
+    def among(layers, one):
+        return (*layers[:layer], one, *layers[layer + 1 :])
+
+    return Cache(among(cache.keys, written.keys), among(cache.values, written.values))
 
 
-def _put(old, new, layer, column):
-    return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, column, 0))
+def _put(old, new, layer, column, axis):
+    start = [layer, 0, 0, 0, 0]
+    start[axis] = column
+    return jax.lax.dynamic_update_slice(old, new[None], start)
 
 
-def _put_each(old, new, layer, column):
+def _put_each(old, new, layer, column, axis):
     """``_put`` at a column [B] of each row; in place, and each shard of the rows by itself."""
     index = jnp.stack([jnp.full_like(column, layer), column], axis=-1)
     places = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3),
         inserted_window_dims=(0,),
-        scatter_dims_to_operand_dims=(0, 3),
+        scatter_dims_to_operand_dims=(0, old.ndim + axis),
         operand_batching_dims=(1,),
         scatter_indices_batching_dims=(0,),
     )

@@ -53,7 +53,7 @@ def platform_kernel(
 
 def cudnn_attention(
     q: Float[Array, "B T H h"],
-    keys: Float[Array, "B K T h"],
+    keys: Float[Array, "B K h T"],
     values: Float[Array, "B K T h"],
     visible: Bool[Array, "B T T"],
     *,
@@ -65,7 +65,7 @@ def cudnn_attention(
     room = (0, columns % 2)  # it has no gradient for an odd number of columns
     q, keys, values = (
         jnp.pad(x, [(0, 0), room, (0, 0), (0, 0)])
-        for x in (q, keys.swapaxes(1, 2), values.swapaxes(1, 2))
+        for x in (q, keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2))
     )
     mixed = jax.nn.dot_product_attention(
         q,
@@ -80,7 +80,7 @@ def cudnn_attention(
 
 def splash_attention(
     q: Float[Array, "B T H h"],
-    keys: Float[Array, "B K T h"],
+    keys: Float[Array, "B K h T"],
     values: Float[Array, "B K T h"],
     segments: Int[Array, "B T"],
     *,
@@ -101,7 +101,7 @@ def splash_attention(
     padded = -(-columns // (LANES * shards)) * LANES * shards
     room = [(0, 0), (0, 0), (0, padded - columns), (0, 0)]
     q = jnp.pad((q.astype(jnp.float32) / divisor).astype(q.dtype).swapaxes(1, 2), room)
-    keys, values = jnp.pad(keys, room), jnp.pad(values, room)
+    keys, values = jnp.pad(keys.swapaxes(2, 3), room), jnp.pad(values, room)
     segments = jnp.pad(segments, room[1:3])  # behind every real column: seen by none
     shape = (padded, padded)
     one = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)

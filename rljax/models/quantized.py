@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rljax.sharding import TRAINING, lay_tree
-from rljax.types import Cache, Model, Params, Quantized, Stored
+from rljax.types import FEATURES, Cache, Model, Params, Quantized, Stored
 
 LARGEST = 127  # of int8, symmetric
 
@@ -85,10 +85,15 @@ def _axes(over, names):
 
 
 def _init_cache(init_cache: Callable[[int, int], Cache], rows: int, columns: int) -> Cache:
-    def zeros(x):
-        return Quantized(jnp.zeros(x.shape, jnp.int8), jnp.zeros((*x.shape[:-1], 1)))
+    def zeros(axis, part):
+        def one(x):
+            of_scale = list(x.shape)
+            of_scale[axis] = 1
+            return Quantized(jnp.zeros(x.shape, jnp.int8), jnp.zeros(of_scale))
 
-    return jax.tree.map(zeros, jax.eval_shape(lambda: init_cache(rows, columns)))
+        return jax.tree.map(one, part)
+
+    return jax.tree.map(zeros, FEATURES, jax.eval_shape(lambda: init_cache(rows, columns)))
 
 
 def _is_tuple(x) -> bool:

@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
 
             def attend(q, k, v):
                 # Each query sees the keys of all columns, wherever these lie.
-                k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+                k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
                 if copies > 1:
                     k, v = (jnp.repeat(y, copies, axis=1) for y in (k, v))
                 k, v = lay(k, KEYS, rules), lay(v, KEYS, rules)
@@ -187,14 +187,14 @@ def decoder(config: DecoderConfig, head: Literal["lm", "value"] = "lm") -> Model
 
     def init_cache(rows: int, columns: int) -> Cache:
         kv_heads = config.kv_heads * _kv_copies(config, SAMPLING)
-        shape = (rows, kv_heads, columns, config.head_dim)
-        if config.layers > MOST_UNROLLED:
-            shape = (config.layers, *shape)
-            return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        keys, values = (
-            tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers)) for _ in range(2)
-        )
-        return Cache(keys, values)
+
+        def zeros(*size):
+            shape = (rows, kv_heads, *size)
+            if config.layers > MOST_UNROLLED:
+                return jnp.zeros((config.layers, *shape), config.dtype)
+            return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers))
+
+        return Cache(zeros(config.head_dim, columns), zeros(columns, config.head_dim))
 
     def axes_of(variable):
         axes = variable.get_metadata()["axes"]

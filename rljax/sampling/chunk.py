@@ -5,6 +5,7 @@ that width, in the same column for every row, until it is moved to its place. So
 empty column cost no more than what the sizes and a chunk round up.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from rljax.models import extend_cache, map_cache
 from rljax.sampling.by_shard import take
 from rljax.sampling.decode import Decoding, draw, feed, lay_cache
 from rljax.sampling.lookup import Text, draw_ahead
 from rljax.sampling.slots import Drawn, Order, Queue, Slots, free_slots
 from rljax.sharding import spread_rows
-from rljax.types import COLUMNS, ROWS, Array, Cache, Model, Params
+from rljax.types import ROWS, Array, Cache, Model, Params
 
 LEAST_CHUNK, MOST_CHUNK = 16, 64  # tokens
 SHORT = 128  # tokens of a budget that is soon over: sizes for it take longer to compile
@@ -102,9 +104,8 @@ def draw_chunk(
     response = jnp.arange(width, size.columns) < width + drawn[:, None]
     visible = jnp.concatenate([take(queue.mask, asked, shards), response], axis=1)
 
-    def cut(x):
-        x = jax.lax.slice_in_dim(x, 0, size.columns, axis=x.ndim + COLUMNS)
-        return jnp.pad(pick(x, ROWS), [(0, 0)] * (x.ndim - 2) + [(0, fresh), (0, 0)])
+    def cut(x, axis):
+        return pick(jax.lax.slice_in_dim(x, 0, size.columns, axis=axis), ROWS)
 
     nothing = spread_rows(jnp.zeros((*row.shape, fresh)))
     start = Drawn(
@@ -113,7 +114,7 @@ def draw_chunk(
         logprobs=nothing,
         alive=alive,
         logits=pick(state.logits),
-        cache=lay_cache(jax.tree.map(cut, state.cache)),
+        cache=lay_cache(extend_cache(map_cache(cut, state.cache), fresh, 1)),
     )
 
     def choose(logits, number):
@@ -146,10 +147,8 @@ def draw_chunk(
     else:
         end = _draw_singly(model, params, start, visible, decoding, pad_id)
 
-    def behind(x):
-        return jax.lax.slice_in_dim(x, size.columns, None, axis=x.ndim + COLUMNS)
-
-    end = end._replace(cache=jax.tree.map(behind, end.cache))
+    behind = functools.partial(jax.lax.slice_in_dim, start_index=size.columns, limit_index=None)
+    end = end._replace(cache=map_cache(behind, end.cache))
     if everyone:
         return end
     took_part = order.place < size.slots

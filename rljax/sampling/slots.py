@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key
 
-from rljax.models import extend_cache
+from rljax.models import extend_cache, map_cache
 from rljax.sampling.by_shard import put_at, take
 from rljax.sampling.decode import lay_cache
 from rljax.sharding import spread_rows
-from rljax.types import COLUMNS, ROWS, Array, Cache
+from rljax.types import ROWS, Array, Cache
 
 
 class Queue(NamedTuple):
@@ -87,18 +87,18 @@ def refill(queue: Queue, state: Slots) -> Slots:
     row = jnp.where(new, following, state.row)
     prompt = row // (rows * shards // prompts)
 
-    def begin(old, prefilled):
-        first = jax.lax.slice_in_dim(old, 0, width, axis=old.ndim + COLUMNS)
+    def begin(old, prefilled, axis):
+        first = jax.lax.slice_in_dim(old, 0, width, axis=axis)
         prefilled = take(prefilled, prompt, shards, ROWS).astype(old.dtype)
         first = jnp.where(new[:, None, None, None], prefilled, first)
-        return jax.lax.dynamic_update_slice_in_dim(old, first, 0, axis=old.ndim + COLUMNS)
+        return jax.lax.dynamic_update_slice_in_dim(old, first, 0, axis=axis)
 
     return state._replace(
         row=row,
         drawn=jnp.where(new, 0, state.drawn),
         alive=state.alive | new,
         logits=jnp.where(new[:, None], take(queue.logits, prompt, shards), state.logits),
-        cache=lay_cache(jax.tree.map(begin, state.cache, queue.cache)),
+        cache=lay_cache(map_cache(begin, state.cache, queue.cache)),
         begun=state.begun + new.reshape(shards, -1).sum(axis=1),
     )
 
@@ -140,14 +140,14 @@ def moved(state: Slots, chunk: Drawn, width: int, max_tokens: int, *, last: bool
     # Of a slot without any, what the chunk left goes to where a cache has only room.
     column = width + jnp.where(chunk.count > 0, state.drawn, max_tokens)
 
-    def move(old, new):
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=COLUMNS)
+    def move(old, new, axis):
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
         rows = old.ndim + ROWS
         return jax.vmap(put, in_axes=(rows, rows, 0), out_axes=rows)(old, new, column)
 
     cache = state.cache
     if not last:
-        cache = lay_cache(jax.tree.map(move, cache, chunk.cache))
+        cache = lay_cache(map_cache(move, cache, chunk.cache))
     return state._replace(
         drawn=drawn,
         alive=chunk.alive,

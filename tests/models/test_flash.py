@@ -14,7 +14,8 @@ from rljax.sharding import make_mesh
 ROWS, COLUMNS, HEADS, KV_HEADS, SIZE = 2, 131, 4, 2, 8  # odd, and beyond a block of 128
 KEYS = jax.random.split(jax.random.key(0), 4)
 Q, OUT = (jax.random.normal(key, (ROWS, COLUMNS, HEADS, SIZE)) for key in KEYS[:2])
-K, V = (jax.random.normal(key, (ROWS, KV_HEADS, COLUMNS, SIZE)) for key in KEYS[2:])
+K = jax.random.normal(KEYS[2], (ROWS, KV_HEADS, SIZE, COLUMNS))
+V = jax.random.normal(KEYS[3], (ROWS, KV_HEADS, COLUMNS, SIZE))
 # Left and right padding, and two sequences in a row.
 SEGMENTS = jnp.stack([jnp.repeat(jnp.array([0, 1, 0]), jnp.array([5, 90, 36])), jnp.ones(COLUMNS)])
 SEGMENTS = SEGMENTS.astype(int).at[1, 70:].set(2)

@@ -92,7 +92,7 @@ def follow(apply=lambda: None):
         return 100 * jax.nn.one_hot(after[tokens], VOCABULARY), cache
 
     def init_cache(rows, columns):
-        return Cache((jnp.zeros((rows, 1, columns, 1)),), (jnp.zeros((rows, 1, columns, 1)),))
+        return Cache((jnp.zeros((rows, 1, 1, columns)),), (jnp.zeros((rows, 1, columns, 1)),))
 
     return Model(None, pass_on, lambda params, hidden: hidden, init_cache, {})
 
