@@ -9,11 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rljax.build import Build, build
+from rljax.build import Build
 from rljax.checks import laid_out
 from rljax.config import Config, load_config
 from rljax.errors import UserError
+from rljax.fit import built_to_fit
 from rljax.host.compiled_step import CompiledStep
+from rljax.host.secrets import say
 from rljax.launch import config_and_overrides
 from rljax.planning import Load, load_of, parameter_counts, update_flops
 from rljax.sharding import replicated, row_sharding
@@ -111,7 +113,7 @@ def benched(arguments: Sequence[str], devices: int | None = None) -> Iterator[Be
     """
     path, overrides = config_and_overrides(list(arguments))
     config = load_config(path, ["warm_start=null", *overrides])
-    built = build(config, path.parent, jax.devices()[:devices])
+    config, built = built_to_fit(config, path.parent, jax.devices()[:devices], told=say)
     if built.train.between.columns:
         raise UserError("a step with work for the host between its halves is not measured")
     with jax.set_mesh(built.mesh):

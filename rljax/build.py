@@ -45,7 +45,7 @@ from rljax.phases import (
 from rljax.roles import Networks, Trees
 from rljax.sampling import QUANTIZED, make_sampler
 from rljax.sharding import make_mesh, row_shards
-from rljax.sources import Tables, demonstrations, make_between, read_tables
+from rljax.sources import Tables, make_between, read_tables
 from rljax.tokens import Foreign, check_tokens, read_tokenizer
 from rljax.train import (
     TrainStep,
@@ -89,7 +89,7 @@ class Build(NamedTuple):
     measuring: Measuring | None
     pool: RewardPool  # the processes that rewards in Python run in; none are started before
     group_rows: int  # responses to a prompt in a step, a yardstick included
-    notes: list[str]  # on the data
+    tables: Tables
 
     @property
     def role(self) -> str:
@@ -122,12 +122,14 @@ def build(
     config_dir: Path,
     devices: list | None = None,
     report: Callable[[str], None] = print,
+    tables: Tables | None = None,
 ) -> Build:
     """Builds every function that a configuration names, and checks that they fit together.
 
     Files are looked for in the working directory, then in ``config_dir``. The mesh is made of
     ``devices``, by default all there are. What goes wrong with rewards in Python, without ending
-    the run, is told to ``report``, a line at a time.
+    the run, is told to ``report``, a line at a time. ``tables``: of the same data, if they have
+    been read before.
     """
     sizes = resolve.arguments(make_mesh, config.mesh, context={}, where="mesh")
     mesh = make_mesh(devices, **sizes)
@@ -145,7 +147,8 @@ def build(
             f"guard.on_divergence={guard.on_divergence}: neither guard.max_kl nor "
             "guard.max_grad_norm says what is beyond a limit"
         )
-    tables = read_tables(config, config_dir, context, algorithm, eos_ids)
+    if tables is None:
+        tables = read_tables(config, config_dir, context, algorithm, eos_ids)
     context["train_prompts"] = len(tables.train)
     shaper = make_shaper(config, algorithm, context)
     check_groups(config, algorithm, shaper)
@@ -204,7 +207,7 @@ def build(
         eos_ids=tuple(eos_ids),
         algorithm=algorithm,
         networks=networks,
-        warm_start=_warm_start(config, config_dir, networks, context, mesh, eos_ids),
+        warm_start=_warm_start(config, networks, tables, mesh),
         train=train,
         ahead=ahead,
         sample=sample,
@@ -212,7 +215,7 @@ def build(
         measuring=measuring,
         pool=pool,
         group_rows=(sample.keywords["group_size"] if sample else 1) + algorithm.needs_greedy,
-        notes=tables.notes,
+        tables=tables,
     )
 
 
@@ -448,8 +451,8 @@ def _answering(parts: Parts, sample: Callable[..., Rollout]) -> Answering:
     )
 
 
-def _warm_start(config, config_dir, networks: Networks, context, mesh, eos_ids) -> Phase | None:
-    warm = config.warm_start
+def _warm_start(config: Config, networks: Networks, tables: Tables, mesh: Mesh) -> Phase | None:
+    warm, table = config.warm_start, tables.warm_start
     if warm is None:
         return None
     if networks.sources["policy"].lora is not None:
@@ -457,7 +460,6 @@ def _warm_start(config, config_dir, networks: Networks, context, mesh, eos_ids) 
             "warm_start: it trains the whole policy; run it by itself, and train adapters "
             "(models.policy.lora) on what it exports"
         )
-    table = demonstrations(warm.data, config, config_dir, context, "warm_start.data", eos_ids)
     batches = bucketed_batches(
         table, batch_size=warm.batch_size, buckets=warm.buckets, seed=config.seed
     )

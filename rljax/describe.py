@@ -37,7 +37,7 @@ def describe(built: Build, config: Config) -> list[tuple[str, str]]:
     return [
         ("devices", f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"),
         ("mesh", name_sizes(built.mesh.shape)),
-        *(("data", note) for note in built.notes),
+        *(("data", note) for note in built.tables.notes),
         ("parameters", _listed(counts, "{:,}".format)),
         (
             "memory",

@@ -1,4 +1,4 @@
-"""``update.microbatches: auto``: the fewest micro-batches with which a step fits into memory.
+"""``update.microbatches: auto``, the default: the fewest with which a step fits into memory.
 
 What the step holds is counted from its shapes; only where that is not clearly little is the step
 compiled, and the compiler's own figure decides. On a CPU they are small enough for its caches, too.
@@ -8,6 +8,7 @@ The run's config then has the number.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import yaml
@@ -33,26 +34,57 @@ CACHED = 640  # tokens at once, at the most, on a CPU: measured, see docs/speed.
 SCORES, LOGITS, PRODUCTS = 2, 3, 2
 
 
-def fitted(config: Config, folder: Path, report: Callable[[str], None]) -> Config:
-    """The config with a number of micro-batches in place of ``auto``.
+class Fit(NamedTuple):
+    """A number of micro-batches, and what decided."""
 
-    A run that goes on has the number that it was begun with. A number is no less than
-    ``update.buckets``, if the rows divide so. What decided is told to ``report``.
+    microbatches: int
+    words: str
+    fits: bool  # or it is the largest there is
+
+
+def built_to_fit(
+    config: Config,
+    folder: Path,
+    devices: list | None = None,
+    *,
+    told: Callable[[str], None],
+    report: Callable[[str], None] = print,
+) -> tuple[Config, Build]:
+    """The config with a number of micro-batches in place of ``auto``, and what ``build`` makes of
+    it with the other arguments.
+
+    A run that goes on has the number that it was begun with. What decided is ``told``.
 
     Raises ``UserError`` if one row of each device at a time takes more than its memory.
     """
-    if config.update.get("microbatches") != AUTO:
-        return config
-    begun = Path(config.run_dir or "", "config.yaml")
-    if config.run_dir and begun.is_file():
+    if is_auto(config):
+        begun = Path(config.run_dir or "", "config.yaml")
+        if not (config.run_dir and begun.is_file()):
+            return _fitted(config, folder, devices, told, report)
         saved = yaml.safe_load(begun.read_text(encoding="utf-8"))
-        return with_microbatches(config, saved["update"]["microbatches"])
-    built = build(with_microbatches(config, 1), folder)
-    memory = device_memory(built.mesh)
-    found, words = fewest(config, folder, built, memory)
-    found = largest(found)
-    report(f"update.microbatches={found}: {words}")
-    return with_microbatches(config, found)
+        config = with_microbatches(config, saved["update"]["microbatches"])
+    return config, build(config, folder, devices, report)
+
+
+def _fitted(config: Config, folder: Path, devices, told, report) -> tuple[Config, Build]:
+    one = with_microbatches(config, 1)
+    built = build(one, folder, devices, report)
+    found = fewest(config, folder, built, device_memory(built.mesh), on_cpu=_on_cpu(built.mesh))
+    if not found.fits:
+        raise UserError(
+            f"update.microbatches=auto: with the most, {found.microbatches}, a device needs "
+            f"{found.words}; see docs/planning.md for what takes less"
+        )
+    number = largest(found.microbatches)
+    told(f"update.microbatches={number}: {found.words}")
+    if number == 1:
+        return one, built
+    config = with_microbatches(config, number)
+    return config, build(config, folder, devices, report, built.tables)
+
+
+def is_auto(config: Config) -> bool:
+    return config.update.get("microbatches", AUTO) == AUTO
 
 
 def with_microbatches(config: Config, number: int) -> Config:
@@ -68,33 +100,31 @@ def device_memory(mesh: Mesh) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def fewest(config: Config, folder: Path, built: Build, memory: int) -> tuple[int, str]:
-    """The fewest micro-batches that fit into the ``memory`` of a device, and why, in words.
+def fewest(config: Config, folder: Path, built: Build, memory: int, *, on_cpu: bool) -> Fit:
+    """The fewest micro-batches that fit into the ``memory`` of a device, in bytes; no fewer than
+    ``update.buckets``, if the rows divide so.
 
     Args:
       built: with any number of them.
+      on_cpu: that is what trains.
     """
     load, state = load_of(built, config), footprint(built, built.mesh).least
-    devices, tried = list(built.mesh.devices.flat), ""
-    for number in choices(config, built):
-        counted = state + activations(load, built.mesh, number)
+    devices, words = list(built.mesh.devices.flat), ""
+    for number in choices(config, built, on_cpu=on_cpu):
+        counted = state + activations(load, built.mesh, number, on_cpu=on_cpu)
+        words = f"by count {_of(counted, memory)}"
         if counted <= CLEARLY * memory:
-            return number, f"by count {_of(counted, memory)}"
+            return Fit(number, words, fits=True)
         if counted <= ROOM * memory:
-            other = build(with_microbatches(config, number), folder, devices)
+            other = build(with_microbatches(config, number), folder, devices, tables=built.tables)
             taken = compiled_bytes(other)
-            tried = f"as compiled {_of(taken, memory)}"
+            words = f"as compiled {_of(taken, memory)}"
             if taken <= ROOM * memory:
-                return number, tried
-        else:
-            tried = f"by count {_of(counted, memory)}"
-    raise UserError(
-        f"update.microbatches=auto: with the most, {number}, a device needs {tried}; "
-        "see docs/planning.md for what takes less"
-    )
+                return Fit(number, words, fits=True)
+    return Fit(number, words, fits=False)
 
 
-def choices(config: Config, built: Build) -> list[int]:
+def choices(config: Config, built: Build, *, on_cpu: bool) -> list[int]:
     """The numbers of micro-batches that the rows of a minibatch divide into, from as many as there
     are buckets on; on a CPU, from where each has at most ``CACHED`` tokens on."""
     update = resolve.defaults(make_update) | config.update
@@ -105,26 +135,29 @@ def choices(config: Config, built: Build) -> list[int]:
     each = rows // update["minibatches"] // row_shards(built.mesh)
     divisors = [number for number in range(1, each + 1) if each % number == 0]
     found = [number for number in divisors if number >= min(update["buckets"], each)]
-    if not _on_cpu(built.mesh):
+    if not on_cpu:
         return found
     load = load_of(built, config)
     tokens = load.rows * load.columns / update["minibatches"] / row_shards(built.mesh)
     return [number for number in found if tokens / number <= CACHED] or found[-1:]
 
 
-def activations(load: Load, mesh: Mesh, microbatches: int) -> float:
+def activations(load: Load, mesh: Mesh, microbatches: int, *, on_cpu: bool) -> float:
     """Bytes of a device that a micro-batch's forward and backward pass takes, roughly."""
     parts = load.minibatches // load.passes * microbatches * row_shards(mesh)
     rows, columns = load.rows / parts, load.columns / mesh.shape["sequence"]
     return max(
-        _of_network(decoder, rows, columns, load.columns, mesh) for decoder in load.trained.values()
+        _of_network(decoder, rows, columns, load.columns, mesh, on_cpu)
+        for decoder in load.trained.values()
     )
 
 
-def _of_network(c: DecoderConfig, rows: float, columns: float, keys: int, mesh: Mesh) -> float:
+def _of_network(
+    c: DecoderConfig, rows: float, columns: float, keys: int, mesh: Mesh, on_cpu: bool
+) -> float:
     tokens, item = rows * columns, 2 if c.dtype == "bfloat16" else 4
     layer = PRODUCTS * activation_bytes(c, tokens) / c.layers
-    if c.attention == "plain" or _on_cpu(mesh):  # no kernel of its own
+    if c.attention == "plain" or on_cpu:  # no kernel of its own
         layer += SCORES * rows * c.heads * columns * keys * 4
     logits = LOGITS * tokens * min(c.vocab_size, c.vocab_at_once) * 4
     kept = {"none": layer, "dots": layer / PRODUCTS, "full": tokens * c.width * item, "offload": 0}

@@ -18,13 +18,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absen
 import jax
 import yaml
 
-from rljax.build import build
 from rljax.checks import check_step, check_weights
 from rljax.config import Config, load_config, resolved
 from rljax.config_file import builtin_config, builtin_configs
 from rljax.describe import describe
 from rljax.errors import UserError
-from rljax.fit import fitted
+from rljax.fit import built_to_fit
 from rljax.folder import locked, open_folder, removed_if_refused, run_folder, steps_kept
 from rljax.fork import find_origin, find_run, fork_together
 from rljax.host.agree import is_writer, meet
@@ -110,8 +109,7 @@ def config_and_overrides(settings: list[str], run: Path | None = None) -> tuple[
 def dry_run(config: Config, config_path: Path) -> int:
     """Prints the resolved config, the mesh, the parameter counts and the memory per device."""
     check_listening(config)
-    config = fitted(config, config_path.parent, report=say)
-    built = build(config, config_path.parent)
+    config, built = built_to_fit(config, config_path.parent, told=say)
     check_weights(built)
     check_step(built)
     if not is_writer():
@@ -147,14 +145,10 @@ def run(
     with Signals(config.time_limit, leave) as signals:
         try:
             check_listening(config)
-            config = fitted(
+            config, built = built_to_fit(
                 config,
                 config_path.parent,
-                report=lambda line: terminal.say("update", line, text=line),
-            )
-            built = build(
-                config,
-                config_path.parent,
+                told=lambda line: terminal.say("update", line, text=line),
                 report=lambda line: terminal.say("reward", line, text=line),
             )
             check_weights(built)

@@ -18,6 +18,7 @@ from rljax.build import Build, build
 from rljax.chips import Chip, find_chip, slice_sizes
 from rljax.config import Config, load_config
 from rljax.errors import UserError, nearest
+from rljax.fit import fewest, is_auto, with_microbatches
 from rljax.host.secrets import redact, say
 from rljax.launch import config_and_overrides
 from rljax.options import plan_options
@@ -90,9 +91,12 @@ class Planner:
     """Plans of one config on one kind of chip."""
 
     def __init__(self, config: Config, folder: Path, chip: Chip):
+        self._given = config
         # Of the widths of the update the whole takes the most memory and time.
         widest = config.update | {"buckets": 1}
         self._config = config.model_copy(update={"update": widest})
+        if is_auto(config):
+            self._config = with_microbatches(self._config, 1)
         self._folder, self._chip = folder, chip
 
     @functools.cached_property
@@ -142,21 +146,36 @@ class Planner:
         """Compiles for a mesh."""
         count = math.prod(sizes.values())
         devices, compiler = devices_of(self._chip, count)
-        config = self._config.model_copy(update={"mesh": sizes})
-        built = build(config, self._folder, devices)
         say(f"compiling for {count} x {self._chip.name}, {name_sizes(sizes)}: a minute or more")
+        config, built = self._fitted(self._config.model_copy(update={"mesh": sizes}), devices)
+        load = load_of(built, config)
         compiled, held = compile_step(built), footprint(built, built.mesh)
         links = seconds_on_links(compiled.collectives, self._chip, count)
         return Plan(
             mesh=sizes,
             chip=self._chip,
             compiler=compiler,
-            load=self._load,
+            load=load,
             held=held,
             compiled=compiled,
-            phases=phases(self._load, held, self._parameters, built.mesh, self._chip, links),
-            least=least_sent(self._load, self._parameters, built.mesh),
+            phases=phases(load, held, self._parameters, built.mesh, self._chip, links),
+            least=least_sent(load, self._parameters, built.mesh),
         )
+
+    def _fitted(self, config: Config, devices: list) -> tuple[Config, Build]:
+        """The config and its build, with the micro-batches that a run would find."""
+
+        def of(config):
+            return build(config, self._folder, devices, tables=self._built.tables)
+
+        built = of(config)
+        if not is_auto(self._given):
+            return config, built
+        with_buckets = config.model_copy(update={"update": self._given.update})
+        found = fewest(with_buckets, self._folder, built, self._chip.memory, on_cpu=False)
+        say(f"update.microbatches={found.microbatches}: {found.words}")
+        config = with_microbatches(config, found.microbatches)
+        return config, of(config)
 
     def search(self, count: int) -> tuple[list[Plan], int, int]:
         """The best meshes of ``count`` devices, compiled; how many there are, and how many hold the

@@ -52,12 +52,13 @@ class Sources(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What a run learns from, and what is held out."""
+    """The rows of a run, as tokens: what it learns from, and what is held out."""
 
     train: PromptTable | SequenceTable | PackedTable
     weights: list[float] | None  # of the sources of ``train``
     prompts: PromptTable | None  # held out, to be answered and judged
     given: SequenceTable | None  # held out, whose loss is measured
+    warm_start: SequenceTable | None  # demonstrations
     notes: list[str]
 
 
@@ -68,7 +69,8 @@ def read_tables(
     algorithm: Algorithm,
     eos_ids: Collection[int],
 ) -> Tables:
-    """The rows to train on, in the layout that the algorithm learns from, and those held out.
+    """The rows to train on, in the layout that the algorithm learns from, those held out, and the
+    demonstrations of a warm start.
 
     Of held-out rows the prompts are answered if there are rewards to judge by, and the loss is
     measured if they are of the training's layout.
@@ -98,7 +100,17 @@ def read_tables(
                 f"data.eval: its rows are no {layout}, whose loss could be measured, and there are "
                 "no rewards to judge answers to its prompts by"
             )
-    return Tables(table, train.weights, prompts, given, list(dict.fromkeys(notes)))
+    warm_start = None
+    if config.warm_start is not None:
+        rows = read(config.warm_start.data, "warm_start.data", heldout=False)
+        warm_start = demonstration_table(
+            arranged(rows, "demonstrations", data).rows,
+            tokenizer,
+            Limits(),
+            data.chat_template,
+            eos_ids=eos_ids,
+        )
+    return Tables(table, train.weights, prompts, given, warm_start, list(dict.fromkeys(notes)))
 
 
 def heldout_prompts(config: Config, config_dir: Path, context: Mapping[str, Any]) -> PromptTable:
@@ -106,25 +118,6 @@ def heldout_prompts(config: Config, config_dir: Path, context: Mapping[str, Any]
     context = {**context, "heldout": True}
     rows = _read(config.data.eval, config_dir, context, "data.eval", config.data)
     return _prompt_table(arranged(rows, "prompts", config.data), context["tokenizer"], config.data)
-
-
-def demonstrations(
-    node: Source,
-    config: Config,
-    config_dir: Path,
-    context: Mapping[str, Any],
-    where: str,
-    eos_ids: Collection[int],
-) -> SequenceTable:
-    """The demonstrations of a warm start."""
-    rows = _read(node, config_dir, {**context, "heldout": False}, where, config.data)
-    return demonstration_table(
-        arranged(rows, "demonstrations", config.data).rows,
-        context["tokenizer"],
-        Limits(),
-        config.data.chat_template,
-        eos_ids=eos_ids,
-    )
 
 
 def _read(

@@ -58,6 +58,21 @@ def test_a_plan_of_the_embedded_task(capsys):
     assert found["tokens"] == 16 * 12
 
 
+def test_micro_batches_are_found_for_the_chip(capsys, monkeypatch):
+    """16 rows in 2 minibatches over 2 devices: at most 4, and as few as its memory takes."""
+    compiled = Compiled(1.0, {}, held=1000, temporary=2000, peaks={})
+    monkeypatch.setattr(plan, "compile_step", lambda built: compiled)
+
+    def found(memory):
+        chip = plan.find_chip("h100")._replace(memory=memory)
+        monkeypatch.setattr(plan, "find_chip", lambda name: chip)
+        text = planned(capsys, "data=2", "--json", "update.microbatches=auto")
+        return json.loads(text)[0]["microbatches"]
+
+    assert found(10**9) == 1
+    assert found(1000) == 4
+
+
 def test_a_search_says_what_to_put_into_the_config(capsys, monkeypatch):
     """For people, with all about the best; here none is compiled."""
     phases = {name: [] for name in ("prefill", "decode", "score", "update")}

@@ -21,8 +21,8 @@ first two. Large allocations of all are in huge pages, where the kernel gives th
 What could not be made equal:
 
 - rljax is started as by ``rljax.launch``, which saves a checkpoint before the first step. Its
-  compilations are kept by default. It splits the minibatch as ``update.microbatches: auto`` finds
-  best; the peers have one micro-batch, as they have unless a user counts what fits.
+  compilations are kept by default. It chooses its micro-batches; the peers have one, as they have
+  unless a user counts what fits.
 - Tunix's are kept only if a user asks JAX for it, as is done here. It samples eight times each
   prompt; for PPO it computes the log-probs of what it has just sampled, and updates policy and
   critic one after the other. It gets our release of JAX, and the transformers that it asks for.

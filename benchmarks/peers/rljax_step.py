@@ -40,7 +40,6 @@ def config(job: Job) -> dict:
         "rewards": {"odd": f"{HERE}:odd"},
         "length": {"min_tokens": 0, "max_tokens": shape.response_tokens},
         "algorithm": "ppo" if ppo else {"fn": "grpo", "kl_coef": 0.0},
-        "update": {"microbatches": "auto"},
         "optimizer": {
             role: {"learning_rate": LEARNING_RATE} for role in ["policy", "value"][: 1 + ppo]
         },

@@ -119,6 +119,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     compiled = plan.compiled
     return {
         "mesh": plan.mesh,
+        "microbatches": plan.load.microbatches,
         "chip": plan.chip.name,
         "compiler": plan.compiler,
         "compile_seconds": compiled.seconds,
@@ -170,7 +171,8 @@ def limit(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> list[str]:
     compiled, held, room = plan.compiled, plan.held, plan.chip.memory
-    lines = [f"memory of a device, GiB of {room / GIB:.1f}"]
+    number = plan.load.microbatches
+    lines = [f"memory of a device, GiB of {room / GIB:.1f}, with update.microbatches={number}"]
     sums = [("always", held.state, "score"), ("sample", held.sampling, "sample")]
     for scope, counts, peak in [*sums, ("update", held.update, "update")]:
         parts = [f"{name} {_gib(size)}" for name, size in counts.items()]

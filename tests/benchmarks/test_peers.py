@@ -15,9 +15,8 @@ from benchmarks.peers.__main__ import WIDTH
 from benchmarks.peers.figures import OURS, Pair, Run, compared, parse, table
 from benchmarks.peers.inputs import make_inputs
 from benchmarks.peers.job import MEASURED, ROWS, Job, read_prompts, report
-from rljax.build import build
 from rljax.config import load_config
-from rljax.fit import choices, with_microbatches
+from rljax.fit import built_to_fit
 from rljax.starts import load_start
 
 PACKAGES = {"jax": "0.10.2"}
@@ -114,9 +113,11 @@ def test_inputs_fit_the_shape(algorithm, tmp_path):
     make_inputs(job)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(rljax_step.config(job)))
-    config = with_microbatches(load_config(path, []), 1)
-    built = build(config, tmp_path, jax.devices()[:1])
-    assert choices(config, built)[0] == 8  # of 4 rows, 384 tokens
+    told = []
+    config, built = built_to_fit(
+        load_config(path, []), tmp_path, jax.devices()[:1], told=told.append
+    )
+    assert config.update["microbatches"] == 8  # of 4 rows, 384 tokens
     decoder = built.decoder
     assert (decoder.layers, decoder.width, decoder.mlp_width) == (4, 256, 704)
     assert (decoder.heads, decoder.kv_heads, decoder.head_dim) == (4, 2, 64)
