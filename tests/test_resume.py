@@ -15,6 +15,7 @@ from rljax import run as run_module
 from rljax.build import build
 from rljax.config import load_config
 from rljax.folder import locked, open_folder
+from rljax.host import stopping
 from rljax.host.secrets import refuse_placeholders
 from rljax.host.steps import read_meta, sealed, steps_in
 from rljax.host.stopping import Stopped, Stopping
@@ -286,7 +287,8 @@ def test_two_processes_do_not_write_to_one_folder(run, capsys):
     assert launch.main([*RUN, f"run_dir={run}"]) == 0
 
 
-def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path, finished, capsys):
+def test_a_run_whose_time_is_up_saves_and_goes_on(tmp_path, finished, capsys, monkeypatch):
+    monkeypatch.setattr(stopping, "PATIENT_SECONDS", 600.0)  # or a slow build ends the tests
     folder = tmp_path / "run"
     error = said(capsys, *RUN, f"run_dir={folder}", "time_limit=0.01", code=75)
     assert error.endswith(f"rljax: out of time; the same with run_dir={folder} resumes it\n")
