@@ -5,6 +5,7 @@ compiled, and the compiler's own figure decides. On a CPU they are small enough 
 The run's config then has the number.
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from rljax.config import Config
 from rljax.errors import UserError
 from rljax.host.agree import largest
 from rljax.models import DecoderConfig
-from rljax.planning import Load, footprint, load_of, lower_training
+from rljax.planning import Load, footprint, lacks_memory, load_of, lower_training
 from rljax.planning.roofline import activation_bytes
 from rljax.sharding import row_shards
 from rljax.train import make_update
@@ -169,11 +170,17 @@ def _on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def compiled_bytes(built: Build) -> int:
-    """What a device holds while the compiled step runs, at the most."""
+def compiled_bytes(built: Build) -> float:
+    """What a device holds while the compiled step runs, at the most; infinite, if the compiler
+    refuses it."""
 
-    def taken(lowered: jax.stages.Lowered) -> int:
-        found = lowered.compile().memory_analysis()
+    def taken(lowered: jax.stages.Lowered) -> float:
+        try:
+            found = lowered.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            return math.inf
         new = found.output_size_in_bytes - found.alias_size_in_bytes
         return found.argument_size_in_bytes + found.temp_size_in_bytes + new
 
@@ -182,4 +189,7 @@ def compiled_bytes(built: Build) -> int:
 
 
 def _of(taken: float, memory: int) -> str:
-    return f"{taken / 2**30:.2f} GiB of {memory / 2**30:.2f}"
+    there = f"{memory / 2**30:.2f}"
+    if taken == math.inf:
+        return f"more than the {there} GiB there are"
+    return f"{taken / 2**30:.2f} GiB of {there}"

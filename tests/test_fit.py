@@ -66,6 +66,31 @@ def test_the_compiled_step_decides_where_the_count_cannot(built, monkeypatch):
     assert all(other.tables is built.tables for other in compiled)
 
 
+class Refused:
+    """A program that the compiler does not compile."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.words)
+
+
+def test_what_the_compiler_refuses_takes_too_much(built, monkeypatch):
+    """As a TPU's does. Other faults are told."""
+    memory = int(counted(built, 8) / fit.ROOM) + 1  # only the most are compiled
+
+    def fewest(words):
+        monkeypatch.setattr(fit, "lower_training", lambda built: (Refused(words), None))
+        return fit.fewest(ONE, CONFIG.parent, built, memory, on_cpu=True)
+
+    found = fewest("RESOURCE_EXHAUSTED: Ran out of memory")
+    assert (found.microbatches, found.fits) == (8, False)
+    assert found.words == "as compiled more than the 0.00 GiB there are"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        fewest("INTERNAL: a fault")
+
+
 def test_too_little_memory_is_refused(monkeypatch):
     monkeypatch.setattr(fit, "device_memory", lambda mesh: 1000)
     with pytest.raises(UserError, match=r"with the most, 8, a device needs by count .* GiB"):

@@ -8,6 +8,7 @@ from rljax.planning.topology import (
     Compiled,
     compile_step,
     devices_of,
+    lacks_memory,
     lower_training,
     use_simulated_devices,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "devices_of",
     "estimate",
     "footprint",
+    "lacks_memory",
     "least_sent",
     "load_of",
     "lower_training",

@@ -121,6 +121,11 @@ def lower_training(built: Build) -> Programs:
         )
 
 
+def lacks_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a compiler refused a program, as a TPU's does where it needs more than there is."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _struct(x, sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
@@ -152,7 +157,7 @@ def _compile(lowered, platform: str, max_tokens: int) -> Compiled:
         try:
             memory = lowered.compile(compiler_options=options).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not lacks_memory(error):
                 raise
             return Compiled(0.0, {}, 0, 0, {}, refused=_refusal(str(error)))
 

@@ -113,10 +113,7 @@ def test_inputs_fit_the_shape(algorithm, tmp_path):
     make_inputs(job)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(rljax_step.config(job)))
-    told = []
-    config, built = built_to_fit(
-        load_config(path, []), tmp_path, jax.devices()[:1], told=told.append
-    )
+    config, built = built_to_fit(load_config(path, []), tmp_path, jax.devices()[:1], told=print)
     assert config.update["microbatches"] == 8  # of 4 rows, 384 tokens
     decoder = built.decoder
     assert (decoder.layers, decoder.width, decoder.mlp_width) == (4, 256, 704)
